@@ -1,0 +1,189 @@
+"""A sequence classifier with its tokenizer: what a teacher, an expert, the router and a student are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moekd import numerics
+from moekd.records import LABELS
+from moekd.tokens import Tokens, encode, token_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import torch
+
+    from moekd.config import Encoder
+
+
+class Classifier:
+    """Texts in, logits out; saved and loaded the Hugging Face way.
+
+    Attributes:
+        model: a transformers model for sequence classification.
+        tokenizer: its fast tokenizer.
+        max_length: tokens read of a text, specials included; the rest is cut.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, max_length: int) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Classifier:
+        """Load a saved classifier, or any sequence classifier of a model hub by name."""
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        model = AutoModelForSequenceClassification.from_pretrained(str(folder), revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), revision=revision)
+        return cls(model.to(numerics.device()).eval(), tokenizer, length_limit(model, tokenizer))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors and the tokenizer's files."""
+        self.model.save_pretrained(str(folder))
+        self.tokenizer.save_pretrained(str(folder))
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        return encode(self.tokenizer, texts, self.max_length)
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 logits, (texts, classes), in the order of the texts."""
+        return predict(self.model, self.encode(texts), pad_id=self.tokenizer.pad_token_id)
+
+
+def length_limit(model: Any, tokenizer: Any) -> int:
+    """Tokens a model can read: RoBERTa's positions start behind the padding id, so two of them are not usable."""
+    positions = getattr(model.config, "max_position_embeddings", None) or 512
+    if model.config.model_type in {"roberta", "camembert", "xlm-roberta"}:
+        positions -= model.config.pad_token_id + 1
+    return int(min(positions, tokenizer.model_max_length))
+
+
+def build(
+    encoder: Encoder, tokenizer: Any, *, labels: Sequence[str] = LABELS, seed: int, dropout: float
+) -> Any:
+    """Build the teacher-side model: the named Hugging Face encoder, or a small RoBERTa from random weights.
+
+    Args:
+        labels: class names; their number is the width of the head.
+        seed: of every randomly initialised weight (of the head alone for a pre-trained encoder).
+        dropout: of hidden states; attention dropout is 0, because drawing its masks costs more than the attention.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    names = dict(enumerate(labels))
+    torch.manual_seed(seed)
+    if encoder.name == "random":
+        return roberta(
+            tokenizer=tokenizer,
+            max_length=encoder.max_length,
+            layers=encoder.layers,
+            hidden=encoder.hidden,
+            heads=encoder.heads,
+            intermediate=encoder.intermediate,
+            dropout=dropout,
+            labels=labels,
+        )
+    config = AutoConfig.from_pretrained(encoder.name, revision=encoder.revision, id2label=names)
+    config.label2id = {name: index for index, name in names.items()}
+    for field in ("hidden_dropout_prob", "mlp_dropout", "embedding_dropout", "classifier_dropout"):
+        if hasattr(config, field):
+            setattr(config, field, dropout)
+    for field in ("attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(config, field):
+            setattr(config, field, 0.0)
+    return AutoModelForSequenceClassification.from_pretrained(
+        encoder.name, revision=encoder.revision, config=config, ignore_mismatched_sizes=True
+    )
+
+
+def roberta(
+    *,
+    tokenizer: Any,
+    max_length: int,
+    layers: int,
+    hidden: int,
+    heads: int,
+    intermediate: int,
+    dropout: float,
+    attention_dropout: float = 0.0,
+    activation: str = "gelu",
+    labels: Sequence[str] = LABELS,
+) -> Any:
+    """A RoBERTa sequence classifier (no pooler; dense h x h, tanh, h x classes) from random weights.
+
+    Positions start as sinusoids of the word embeddings' size instead of noise: order is then readable from the
+    first step, and a few thousand functions are too few to learn it from nothing.
+    """
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    names = dict(enumerate(labels))
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        hidden_act=activation,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=attention_dropout,
+        max_position_embeddings=max_length + tokenizer.pad_token_id + 1,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        problem_type="single_label_classification",
+    )
+    model = RobertaForSequenceClassification(config)
+    _start_positions_as_sinusoids(
+        model.roberta.embeddings.position_embeddings.weight, config.initializer_range
+    )
+    return model
+
+
+def _start_positions_as_sinusoids(weight: torch.Tensor, standard_deviation: float) -> None:
+    import torch
+
+    positions, width = weight.shape
+    frequency = torch.exp(torch.arange(0, width, 2) * (-np.log(10_000.0) / width))
+    angle = torch.arange(positions)[:, None] * frequency  # (positions, width / 2, rounded up)
+    waves = torch.stack((angle.sin(), angle.cos()), dim=-1).reshape(positions, -1)[:, :width]
+    with torch.no_grad():
+        weight.copy_(waves * standard_deviation * 2**0.5)  # a sinusoid's deviation is 1 / sqrt(2)
+
+
+def predict(model: Any, tokens: Tokens, *, pad_id: int, bf16: bool = False, budget: int = 8192) -> np.ndarray:
+    """Return the logits of all texts, float32, (texts, classes), in their order.
+
+    fp32 by default: figures are quoted from it. bf16 is for validation while training and for score tables.
+    """
+    import torch
+
+    device = numerics.device()
+    model.to(device).eval()
+    out = np.zeros((len(tokens), model.config.num_labels), dtype=np.float32)
+    with torch.inference_mode(), numerics.autocast(bf16):
+        for rows in token_batches(tokens.lengths, budget=budget, limit=128):
+            batch = model_inputs(tokens, rows, pad_id)
+            out[rows] = model(**batch).logits.float().cpu().numpy()
+    return out
+
+
+def model_inputs(tokens: Tokens, rows: np.ndarray, pad_id: int) -> dict[str, torch.Tensor]:
+    """Ids and attention mask of some rows on the device, int64, (rows, longest); no mask where nothing is padded."""
+    import torch
+
+    ids, mask = tokens.padded(rows, pad_id)
+    device = numerics.device()
+    batch = {"input_ids": torch.from_numpy(ids).to(device)}
+    if not mask.all():  # the fused attention kernel is faster without one
+        batch["attention_mask"] = torch.from_numpy(mask).to(device)
+    return batch

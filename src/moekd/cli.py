@@ -1,0 +1,218 @@
+"""The command line: arguments in, one function call, exit code out.
+
+Heavy imports lie inside the commands: `moekd --help` is fast and works without the `train` extra.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moekd.errors import MissingExtraError, MoekdError
+
+if TYPE_CHECKING:
+    from moekd.config import MoekdSettings
+
+EXIT_CODES = """Exit codes: 0 done, 2 wrong usage or settings, 3 internal error, 5 bad input data,
+6 the output cannot be written, 7 an optional package is missing, 130 interrupted."""
+
+_TRAIN_PACKAGES = (
+    "datasketch",
+    "pyarrow",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+_EXTRA_OF = dict.fromkeys(_TRAIN_PACKAGES, "train") | {"datasets": "hub"}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # joins the lines of a paragraph
+    epilog=EXIT_CODES,
+)
+data_app = typer.Typer(no_args_is_help=True)
+config_app = typer.Typer(no_args_is_help=True)
+app.add_typer(data_app, name="data", help="Look at the data set that a config makes.")
+app.add_typer(config_app, name="config", help="Look at settings.")
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of settings.", show_default=False)]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, e.g. distill.temperature=2. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages but errors.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; `arguments` default to those of the process."""
+    try:
+        app(arguments, prog_name="moekd")
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0
+        if code == 130:
+            _complain("interrupted; the same command continues from here")
+        return code
+    except Exception as error:
+        return _fail(error)
+    return 0
+
+
+def _fail(error: Exception) -> int:
+    if os.environ.get("MOEKD_DEBUG") == "1":
+        traceback.print_exception(error)
+    known = _as_user_error(error)
+    if known is not None:
+        _complain(str(known))
+        return known.exit_code
+    _complain(
+        f"internal error, a defect of moekd: {type(error).__name__}: {error}\n"
+        "run the same command with MOEKD_DEBUG=1 in the environment to see where"
+    )
+    return MoekdError.exit_code
+
+
+def _as_user_error(error: Exception) -> MoekdError | None:
+    """Return the error as one that the user can mend; None for defects of ours."""
+    if isinstance(error, MoekdError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package in _EXTRA_OF:
+            return MissingExtraError(
+                f"this needs {package}, which is not installed: pip install 'moekd[{_EXTRA_OF[package]}]'"
+            )
+    return None
+
+
+def _complain(message: str) -> None:
+    typer.echo("moekd: " + message.replace("\n", "\n       "), err=True)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"moekd {version('moekd')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _moekd(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Teach a vulnerability detector of under 3 MB with a mixture of experts, and show what it kept."""
+
+
+@app.command(epilog=EXIT_CODES)
+def run(config: Config, overrides: Overrides = [], as_json: AsJson = False, quiet: Quiet = False) -> None:  # noqa: B006
+    """Run the whole pipeline of CONFIG and print the table of results.
+
+    Finished steps are reused, and a run that was stopped at any moment continues. The last line on stdout is
+    the folder of the results.
+    """
+    from moekd import console
+    from moekd.stages import plan
+    from moekd.steps import run_steps
+
+    console.set_quiet(quiet)
+    settings = _settings(config, overrides)
+    steps = plan(settings)
+    folder = run_steps(steps, settings)[steps[-1].label]
+    if as_json:
+        _print_json({"folder": str(folder), "results": str(folder / "results.json")})
+    else:
+        typer.echo((folder / "results.md").read_text(encoding="utf-8"))
+        typer.echo(folder)
+
+
+@app.command(epilog=EXIT_CODES)
+def status(config: Config, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Show which steps of CONFIG are fresh, partial, stale or missing, and which setting made them stale."""
+    from moekd import steps
+    from moekd.stages import plan
+
+    settings = _settings(config, overrides)
+    found = steps.status(plan(settings), settings)
+    if as_json:
+        _print_json(
+            [
+                {"step": one.label, "state": one.state, "reasons": one.reasons, "folder": str(one.folder)}
+                for one in found
+            ]
+        )
+        return
+    width = max(len(one.label) for one in found)
+    for one in found:
+        typer.echo(f"{one.state:8} {one.label:{width}} {'; '.join(one.reasons)}".rstrip())
+
+
+@data_app.command(epilog=EXIT_CODES)
+def describe(
+    config: Config,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read, clean and split the data of CONFIG (or reuse that) and print the data report."""
+    from moekd import console
+    from moekd.files import read_json
+    from moekd.stages import plan
+    from moekd.steps import run_steps
+
+    console.set_quiet(quiet)
+    settings = _settings(config, overrides)
+    step = next(step for step in plan(settings) if step.stage == "data")
+    report = read_json(run_steps([step], settings)[step.label] / "report.json")
+    if as_json:
+        _print_json(report)
+    else:
+        from moekd.data.describe import render
+
+        typer.echo(render(report))
+
+
+@config_app.command(epilog=EXIT_CODES)
+def show(config: Config, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Print every setting of CONFIG with its value and where that came from."""
+    import json
+
+    from moekd import settings_loading
+
+    rows = settings_loading.show(settings_loading.load(config, overrides))
+    if as_json:
+        _print_json({key: {"value": value, "origin": origin} for key, value, origin in rows})
+        return
+    lines = [(f"{key} = {json.dumps(value, ensure_ascii=False)}", origin) for key, value, origin in rows]
+    width = min(60, max(len(text) for text, _ in lines))
+    for text, origin in lines:
+        typer.echo(f"{text:{width}}  # {origin}")
+
+
+def _settings(config: Path, overrides: Sequence[str]) -> MoekdSettings:
+    from moekd.settings_loading import load_settings
+
+    return load_settings(config, overrides)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""The one tree of settings, checked while loading (settings_loading.py reads TOML and `--set`).
+
+Defaults live in these classes only. Every field that can change a result is part of the digest of the stages
+that read it; `NotInKey` marks the few that change speed or place, never results.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+_NOT_IN_KEY: dict[str, JsonValue] = {"not_in_key": True}
+
+
+def NotInKey(default: Any, **limits: Any) -> Any:
+    """A field that changes speed or place but no result: left out of stage keys."""
+    return Field(default, json_schema_extra=_NOT_IN_KEY, **limits)
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen; unknown names and infinite numbers are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
+
+
+class Run(Settings):
+    """Where results lie and which seeds are run."""
+
+    folder: str = NotInKey("runs")  # holds one folder a stage
+    seeds: tuple[int, ...] = Field((0,), min_length=1)  # training seeds; the data split has its own
+    threads: int = NotInKey(2, ge=1)  # of torch; results are the same on the same number
+
+
+class Source(Settings):
+    """One input of the data stage; several are deduplicated across."""
+
+    kind: Literal["embedded", "bigvul-csv", "parquet", "jsonl", "hub"]
+    path: str | None = None  # file; $NAME is replaced from the environment
+    name: str | None = None  # data set label in ids and reports; default: the file's stem
+    columns: dict[str, str] = {}  # ours = theirs, where names differ; `func` and `label` are required
+    count: int = Field(8000, ge=40)  # embedded: number of functions
+    seed: int = 0  # embedded: generator seed
+    revision: str | None = None  # hub: pinned revision
+    split: str = "train"  # hub: which split
+
+    @model_validator(mode="after")
+    def _needs_a_place(self) -> Source:
+        if self.kind != "embedded" and not self.path:
+            raise ValueError(f"a source of kind {self.kind!r} needs `path`")
+        return self
+
+
+class Data(Settings):
+    """Reading, cleaning, balancing and splitting (methods.md 6.3 step 1 and 6.7)."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    seed: int = 0  # of balancing, splitting and halving
+    split: Literal["random", "commit", "project", "family", "time"] = "random"
+    balance: bool = True  # one non-vulnerable function of the same project and length for each vulnerable one
+    include_fixed: bool = False  # take functions after their fix as non-vulnerable candidates
+    length_tolerance: float = Field(0.2, ge=0)  # share of the vulnerable function's lines
+    near_duplicate_jaccard: float = Field(0.7, gt=0, le=1)  # of token 5-gram sets, estimated by MinHash
+    max_characters: int = Field(40_000, ge=100)  # longer functions are dropped, with that reason
+    limit: int | None = Field(None, ge=40)  # keep this many functions after balancing, drawn by seed
+    shuffle_labels: bool = False  # a control: labels at random, so nothing can be learned
+
+
+class Partition(Settings):
+    """One subset of the vulnerable functions for each expert (methods.md 5.2, 6.3 step 2, appendix B)."""
+
+    scheme: Literal["cwe", "random", "kmeans"] = "cwe"
+    min_samples: int = Field(100, ge=1)  # vulnerable functions in half A; smaller groups go to `other`
+    groups: tuple[str, ...] = ()  # pins the group names instead of the size rule
+    clusters: int = Field(10, ge=2)  # kmeans only
+
+
+class Training(Settings):
+    """The one training loop's settings."""
+
+    epochs: int = Field(5, ge=1)
+    learning_rate: float = Field(2e-5, gt=0)  # AdamW, peak
+    schedule: Literal["linear", "one-cycle"] = "linear"  # after warm-up: to zero linearly, or along a cosine
+    warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)  # largest gradient norm
+    dropout: float = Field(0.0, ge=0, lt=1)  # of hidden states; attention dropout is always 0 on CPU
+    token_budget: int = Field(4096, ge=64)  # padded tokens a batch
+    batch_limit: int = Field(64, ge=1)  # functions a batch at most
+    bf16: bool = True  # autocast; weights stay fp32
+    checkpoint_seconds: float = NotInKey(60.0, gt=0)  # between checkpoints inside an epoch
+
+
+class LongTraining(Training):
+    """Training of small models, which costs little an epoch."""
+
+    epochs: int = Field(20, ge=1)
+
+
+class StudentTraining(LongTraining):
+    """Training of a student (methods.md 6.7)."""
+
+    learning_rate: float = Field(1e-4, gt=0)  # AdamW, peak
+
+
+class Encoder(Settings):
+    """The teacher side's backbone: any Hugging Face sequence encoder, or a small random RoBERTa."""
+
+    name: str = "random"  # hub name or folder; "random" builds the shape below
+    revision: str | None = None  # pinned revision of a hub model
+    max_length: int = Field(512, ge=8)  # tokens, specials included
+    vocabulary: int = Field(8000, ge=300)  # random: byte-level BPE entries, trained on half A
+    layers: int = Field(2, ge=1)
+    hidden: int = Field(128, ge=8)
+    heads: int = Field(4, ge=1)
+    intermediate: int = Field(512, ge=8)
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden(self) -> Encoder:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be divisible by heads ({self.heads})")
+        return self
+
+
+class Teacher(Settings):
+    """The single teacher: one encoder fine-tuned on the whole of half A."""
+
+    training: Training = Training()
+
+
+class Experts(Settings):
+    """One detector a group (methods.md 6.3 step 3; choices in 6.7)."""
+
+    mode: Literal["full", "shared"] = "full"  # one fine-tuned encoder each, or heads on one shared encoder
+    negatives: Literal["all", "benign"] = "all"  # other groups and non-vulnerable code, or the latter only
+    start: Literal["encoder", "teacher"] = "encoder"  # full: weights to start from
+    training: Training = Training()  # full: each expert; shared: the shared encoder
+    head_epochs: int = Field(30, ge=1)  # shared: epochs of the light heads on cached features
+    head_learning_rate: float = Field(1e-3, gt=0)
+
+
+class Router(Settings):
+    """Chooses experts by predicted CWE group (methods.md 5.4, 6.3 step 4)."""
+
+    gamma: float = Field(1.0, ge=0)  # focusing parameter of the focal loss
+    start: Literal["encoder", "teacher"] = "encoder"
+    training: LongTraining = LongTraining()
+
+
+class Mixture(Settings):
+    """Fusion of the experts' outputs (methods.md 6.2 equation 3, 6.7). Free to change once scored."""
+
+    k: int = Field(2, ge=1)  # experts selected for a sample
+    table: Literal["complete", "selected"] = "complete"  # score all experts, or only the k selected ones
+    weights: Literal["renormalised", "softmax-of-probabilities"] = "renormalised"
+    fusion: Literal["logits", "probabilities", "maximum"] = "logits"
+    calibration: Literal["none", "temperature"] = "none"  # each expert, on validation data, before fusion
+
+
+StudentSystem = Literal["moe", "single", "hard", "ensemble", "random-partition"]
+
+
+class Student(Settings):
+    """Which students are trained (methods.md 1.2, 2.6, 6.7)."""
+
+    shapes: tuple[str, ...] = Field(("compressor-3mb",), min_length=1)  # names of students/shapes.py
+    systems: tuple[StudentSystem, ...] = Field(("moe", "single", "hard", "ensemble", "random-partition"), min_length=1)
+    training: StudentTraining = StudentTraining()
+
+
+class Distill(Settings):
+    """How the student learns from teacher scores (methods.md 6.2 equation 4)."""
+
+    temperature: float = Field(10.0, gt=0)  # T, no unit
+
+
+class Evaluate(Settings):
+    """Measures and their uncertainty."""
+
+    bootstrap: int = Field(1000, ge=100)  # resamples for intervals and paired tests
+    confidence: float = Field(0.95, gt=0, lt=1)
+
+
+class MoekdSettings(Settings):
+    """Everything one `moekd run` needs."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")  # of the data set, in results
+    run: Run = Run()
+    data: Data
+    partition: Partition = Partition()
+    encoder: Encoder = Encoder()
+    teacher: Teacher = Teacher()
+    experts: Experts = Experts()
+    router: Router = Router()
+    mixture: Mixture = Mixture()
+    student: Student = Student()
+    distill: Distill = Distill()
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _ensemble_needs_all_scores(self) -> MoekdSettings:
+        if self.mixture.table == "selected" and "ensemble" in self.student.systems:
+            raise ValueError(
+                'student.systems holds "ensemble", which needs every expert\'s score: '
+                'set mixture.table = "complete" or leave "ensemble" out'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _k_experts_exist(self) -> MoekdSettings:
+        """Catch it hours before fusion does, where the number of experts is known from the settings alone."""
+        if self.partition.scheme == "kmeans":
+            name, experts = "partition.clusters", self.partition.clusters
+        else:
+            name, experts = "partition.groups", len(self.partition.groups)
+        if 0 < experts < self.mixture.k:
+            raise ValueError(
+                f"mixture.k is {self.mixture.k}, but {name} makes only {experts} experts; choose mixture.k <= {experts}"
+            )
+        return self

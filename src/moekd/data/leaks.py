@@ -1,0 +1,101 @@
+"""The leak check: how far length alone, or a bag of tokens, gets on the same split.
+
+A model that knows nothing of code beats neither by much. Both are rows of every results table.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from moekd.data import load_parts
+from moekd.data.text import count_lines, ngrams, tokens
+from moekd.scorer import save_scores, scores_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from scipy.sparse import csr_array
+
+    from moekd.config import MoekdSettings
+    from moekd.records import Part, Sample
+
+#: What each system learns from. The students' teacher sees half A only, so the bag of tokens has a row for each.
+TRAINING_PARTS: Mapping[str, tuple[Part, ...]] = {
+    "length": ("train_a", "train_b"),
+    "bag-of-tokens": ("train_a", "train_b"),
+    "bag-of-tokens-half-a": ("train_a",),
+}
+_STRENGTHS = (0.1, 1.0, 10.0)  # C, the inverse of the L2 penalty; chosen on validation data
+_BUCKETS = 2**20  # of hashed tokens and token pairs; real data have about as many
+
+
+def baseline(
+    settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, *, system: str, **_: Any
+) -> dict[str, Any]:
+    """Stage: train a logistic regression and write its `predictions.npz` for validation and test.
+
+    Args:
+        inputs: "data", the data stage's folder.
+        system: a key of TRAINING_PARTS.
+    Returns:
+        Facts: the penalty chosen and the validation AUROC it was chosen by.
+    """
+    import numpy as np
+    from sklearn.metrics import roc_auc_score
+
+    features = length_features if system == "length" else token_features
+    parts = load_parts(inputs["data"])
+    learned = [sample for part in TRAINING_PARTS[system] for sample in parts[part]]
+    judged = parts["valid"] + parts["test"]
+    valid = slice(0, len(parts["valid"]))
+    truth = [sample.label for sample in judged[valid]]
+    x, y = features(learned), [sample.label for sample in learned]
+    x_judged = features(judged)
+
+    best = None
+    for strength in _STRENGTHS:
+        decision = _decide(x, y, x_judged, strength)
+        auroc = float(roc_auc_score(truth, decision[valid]))
+        if best is None or auroc > best[0]:
+            best = (auroc, strength, decision)
+    assert best is not None
+    auroc, strength, decision = best
+    logits = np.stack([np.zeros_like(decision), decision], axis=1)  # (judged, classes)
+    save_scores(folder / "predictions.npz", scores_of(judged, logits))
+    return {"functions": len(learned), "inverse_penalty": strength, "valid_auroc": auroc}
+
+
+def length_features(samples: Sequence[Sample]) -> np.ndarray:
+    """Return logarithms of lines and characters, (samples, 2)."""
+    import numpy as np
+
+    return np.log([(count_lines(sample.func), len(sample.func)) for sample in samples])
+
+
+def token_features(samples: Sequence[Sample]) -> csr_array:
+    """Return 1 + log of the counts of hashed tokens and token pairs, rows of unit length, (samples, 2**20)."""
+    import numpy as np
+    from scipy.sparse import csr_array
+
+    columns, values, ends = [], [], [0]
+    for sample in samples:
+        words = tokens(sample.func)
+        hashes = np.concatenate([ngrams(words, 1), ngrams(words, 2)]) % _BUCKETS
+        buckets, counts = np.unique(hashes, return_counts=True)
+        weights = 1 + np.log(counts)
+        columns.append(buckets)
+        values.append(weights / np.linalg.norm(weights))
+        ends.append(ends[-1] + len(buckets))
+    shape = (len(samples), _BUCKETS)
+    indices = np.concatenate(columns).astype(np.int32)  # liblinear takes 32-bit indices only
+    return csr_array((np.concatenate(values), indices, np.array(ends, dtype=np.int32)), shape=shape)
+
+
+def _decide(x: Any, y: Sequence[int], x_judged: Any, strength: float) -> np.ndarray:
+    """Log-odds of being vulnerable for each row of `x_judged`, float64, (judged,)."""
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=strength, solver="liblinear", max_iter=1000, random_state=0)
+    return model.fit(x, y).decision_function(x_judged)

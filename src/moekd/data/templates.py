@@ -1,0 +1,592 @@
+"""What the embedded data set is made of: scenes of C code, harmless statements, words and conventions.
+
+Only data. `moekd.data.embedded` draws names, structure and filler around a scene and writes the function.
+
+A name in braces is a role: `{len}` becomes some identifier such as `frame_len`, the same one at each place; digits only
+tell roles of one kind apart (`{len2}`). Statements are one line each; blocks are made by the writer. `PRELUDE` declares
+all that a function may refer to, so that each function compiles on its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PRELUDE = """\
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+#include <grp.h>
+#include <arpa/inet.h>
+#define MAX_ITEMS 32
+#define MAX_SLOTS 32
+#define NUM_ENTRIES 32
+#define TABLE_SIZE 32
+#define MAX_DEPTH 16
+#define HEADER_SIZE 12
+#define FIELDS(kind) struct kind { char name[64]; char path[256]; char *data; size_t len; size_t size; int count; \\
+    int flags; int state; int fd; int refs; int ready; int values[32]; unsigned int id; unsigned int mask; uid_t owner; \\
+    uint16_t width; uint8_t level; uint32_t total; struct kind *next; struct kind *child; pthread_mutex_t lock; \\
+    FILE *file; }
+FIELDS(session); FIELDS(packet); FIELDS(request); FIELDS(device); FIELDS(channel); FIELDS(record); FIELDS(stream);
+FIELDS(worker);
+struct counters { unsigned long calls, bytes, errors, hits; };
+extern struct counters stats;
+extern int verbose, debug_level, tracing;
+extern const char *program;
+extern const int table[32];
+extern const unsigned char key_ring[64];
+void log_debug(const char *, ...); void log_info(const char *, ...); void log_warn(const char *, ...);
+void trace_event(int); void touch_clock(void); void update_meter(int); void emit(const void *); void emit_value(long);
+void add_metric(const char *, long);
+int db_exec(void *, const char *); int clean_word(const char *); int valid_text(const char *); int render(const char *);
+void quote_word(char *, size_t, const char *); void escape_html(char *, size_t, const char *);
+int send_page(int, const char *); int load_plugin(const char *); int drop_caps(void); int parse_config(const char *);
+int has_permission(uid_t, int); int check_password(const char *, const char *); int delete_record(unsigned int);
+int same_origin(const char *, const char *); int token_expired(const char *); void grant_access(unsigned int, int);
+int checksum_ok(const void *, size_t); int signature_ok(const void *, size_t); int apply_update(const void *, size_t);
+void seed_random(unsigned int); void random_bytes(void *, size_t); int make_key(void *, size_t); int install_key(const void *);
+void *find_entry(const char *); void put_entry(void *); void *get_buffer(size_t); void put_buffer(void *);
+int is_busy(unsigned int); void list_add(void *); void list_remove(void *); void init_ring(void *); void start_ring(void *);
+int read_block(int, void *, size_t); int write_block(int, const void *, size_t); void reset_state(void *);
+void enable_irq(int); void register_handler(int); void *run_worker(void *);
+int copy_out(void *, const void *, size_t); int is_local(const char *);
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A C statement with a body, such as an `if`."""
+
+    head: str
+    body: tuple[Node, ...]
+
+
+#: A line of C, or a block of them.
+Node = str | Block
+
+#: Stands for the way in which the function gives up; the writer puts `return -1;`, `goto fail;` or the like.
+REJECT = "<reject>"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The part of a function that decides whether it is vulnerable, without that decision.
+
+    Attributes:
+        cwe: its weakness, None where a real data set would not say.
+        params: what the function takes.
+        locals: declarations, each with an initial value.
+        setup: statements that come before the decisive ones.
+        tail: statements that come after them.
+    """
+
+    cwe: str | None
+    params: str
+    locals: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+    tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Guarded(Scene):
+    """A dangerous statement and the check that makes it harmless."""
+
+    bad: str = ""  # condition under which the dangerous statement must not run
+    good: str = ""  # its negation
+    sink: str = ""
+    slack: str = ""  # a condition like `bad` that lets the danger through; empty: none
+
+
+@dataclass(frozen=True)
+class Ordered(Scene):
+    """Two steps that are safe in one order only."""
+
+    first: Node = ""
+    second: Node = ""
+
+
+@dataclass(frozen=True)
+class Bracketed(Scene):
+    """A region between two calls; `inside` must lie in it (a lock), or must not (raised privileges)."""
+
+    enter: str = ""
+    leave: str = ""
+    step: str = ""
+    inside: bool = True  # where `step` is safe
+
+
+_TEXT_IN = "struct {kind} *{obj}, const char *{src}"
+_OBJ = "struct {kind} *{obj}"
+
+#: By CWE group (methods.md 6.3 and appendix B), the ten names of the paper.
+SCENES: dict[str, tuple[Scene, ...]] = {
+    "CWE-664": (
+        Guarded(
+            "CWE-787",
+            "const char *{src}, size_t {len}",
+            locals=("char {buf}[{size}];",),
+            bad="{len} > sizeof({buf})",
+            good="{len} <= sizeof({buf})",
+            sink="memcpy({buf}, {src}, {len});",
+            slack="{len} > sizeof({src})",
+            tail=("emit({buf});",),
+        ),
+        Guarded(
+            "CWE-125",
+            "struct {kind} *{obj}, unsigned int {idx}",
+            locals=("int {value} = 0;",),
+            bad="{idx} >= {MAX}",
+            good="{idx} < {MAX}",
+            sink="{value} = {obj}->values[{idx}];",
+            slack="{idx} > {MAX}",
+            tail=("emit_value({value});",),
+        ),
+        Guarded(
+            "CWE-119",
+            _TEXT_IN,
+            bad="strlen({src}) >= sizeof({obj}->name)",
+            good="strlen({src}) < sizeof({obj}->name)",
+            sink="strcpy({obj}->name, {src});",
+            slack="strlen({src}) > sizeof({obj}->name)",
+        ),
+        Ordered("CWE-416", _OBJ, first="emit_value({obj}->count);", second="free({obj});"),
+        Ordered("CWE-416", _OBJ, first="log_info({text}, {obj}->name);", second="put_entry({obj});"),
+    ),
+    "CWE-707": (
+        Guarded(
+            "CWE-78",
+            "const char *{arg}",
+            locals=("char {cmd}[{size}];",),
+            setup=("snprintf({cmd}, sizeof({cmd}), {command}, {arg});",),
+            bad="!clean_word({arg})",
+            good="clean_word({arg})",
+            sink="system({cmd});",
+            slack="!clean_word(program)",
+        ),
+        Guarded(
+            "CWE-89",
+            "void *{db}, const char *{user}",
+            locals=("char {query}[{size}];",),
+            setup=("snprintf({query}, sizeof({query}), {select}, {user});",),
+            bad="strchr({user}, '\\'') != NULL",
+            good="strchr({user}, '\\'') == NULL",
+            sink="db_exec({db}, {query});",
+            slack="strchr({query}, '\\n') != NULL",
+        ),
+        Guarded(
+            "CWE-20",
+            "const char *{src}, int {fd}",
+            bad="!valid_text({src})",
+            good="valid_text({src})",
+            sink="render({src});",
+            slack="!valid_text(program)",
+        ),
+        Ordered(
+            "CWE-79",
+            "int {fd}, const char *{src}",
+            locals=("char {page}[{size}];",),
+            first="escape_html({page}, sizeof({page}), {src});",
+            second="send_page({fd}, {page});",
+        ),
+        Ordered(
+            "CWE-78",
+            "char *{arg}, size_t {len}",
+            first="quote_word({arg}, {len}, {arg});",
+            second="popen({arg}, \"r\");",
+        ),
+    ),
+    "CWE-399": (
+        Ordered(
+            "CWE-399",
+            "const char *{path}, char *{out}, size_t {len}",
+            locals=("FILE *{file} = fopen({path}, \"r\");", "size_t {got} = 0;"),
+            setup=(Block("if ({file} == NULL)", (REJECT,)), "{got} = fread({out}, 1, {len}, {file});"),
+            first="fclose({file});",
+            second=Block("if ({got} == 0)", (REJECT,)),
+            tail=("emit_value((long){got});",),
+        ),
+        Ordered(
+            "CWE-399",
+            "int {fd}, size_t {len}",
+            locals=("char *{buf} = malloc({len});", "int {got} = 0;"),
+            setup=(Block("if ({buf} == NULL)", (REJECT,)), "{got} = read_block({fd}, {buf}, {len});"),
+            first="free({buf});",
+            second=Block("if ({got} < 0)", (REJECT,)),
+            tail=("emit_value({got});",),
+        ),
+        Ordered(
+            "CWE-399",
+            "const char *{path}",
+            locals=("int {fd} = open({path}, O_RDONLY);", "struct stat {info};", "int {got} = -1;"),
+            setup=(Block("if ({fd} < 0)", (REJECT,)), "{got} = fstat({fd}, &{info});"),
+            first="close({fd});",
+            second=Block("if ({got} != 0)", (REJECT,)),
+            tail=("emit_value((long){info}.st_size);",),
+        ),
+        Ordered(
+            "CWE-399",
+            "const char *{path}",
+            locals=("DIR *{dir} = opendir({path});", "struct dirent *{item} = NULL;"),
+            setup=(Block("if ({dir} == NULL)", (REJECT,)), "{item} = readdir({dir});"),
+            first="closedir({dir});",
+            second=Block("if ({item} == NULL)", (REJECT,)),
+        ),
+    ),
+    "CWE-264": (
+        Ordered("CWE-264", "uid_t {uid}, gid_t {gid}", first="setgid({gid});", second="setuid({uid});"),
+        Ordered(
+            "CWE-264",
+            "uid_t {uid}, const char *{path}",
+            first="setuid({uid});",
+            second="execl({path}, {path}, (char *)NULL);",
+        ),
+        Ordered("CWE-264", "const char *{path}", first="drop_caps();", second="load_plugin({path});"),
+        Ordered(
+            "CWE-264",
+            "const char *{path}",
+            locals=("int {fd} = -1;",),
+            first="umask(077);",
+            second="{fd} = creat({path}, 0666);",
+            tail=("emit_value({fd});",),
+        ),
+        Guarded(
+            "CWE-264",
+            "uid_t {uid}, const char *{path}",
+            bad="seteuid({uid}) != 0",
+            good="seteuid({uid}) == 0",
+            sink="load_plugin({path});",
+        ),
+        Bracketed(
+            "CWE-264",
+            "uid_t {uid}, const char *{path}",
+            enter="seteuid(0);",
+            leave="seteuid({uid});",
+            step="parse_config({path});",
+            inside=False,
+        ),
+    ),
+    "CWE-284": (
+        Guarded(
+            "CWE-862",
+            "uid_t {uid}, unsigned int {id}",
+            bad="!has_permission({uid}, {num})",
+            good="has_permission({uid}, {num})",
+            sink="delete_record({id});",
+        ),
+        Guarded(
+            "CWE-287",
+            "struct {kind} *{obj}, const char *{user}, const char *{pass}",
+            bad="!check_password({user}, {pass})",
+            good="check_password({user}, {pass})",
+            sink="grant_access({obj}->id, {num});",
+            slack="!check_password({user}, {user})",
+        ),
+        Guarded(
+            "CWE-639",
+            "struct {kind} *{obj}, uid_t {uid}",
+            bad="{obj}->owner != {uid}",
+            good="{obj}->owner == {uid}",
+            sink="delete_record({obj}->id);",
+            slack="{obj}->owner != {obj}->owner",
+        ),
+        Guarded(
+            "CWE-284",
+            "struct {kind} *{obj}, const char *{token}",
+            bad="token_expired({token})",
+            good="!token_expired({token})",
+            sink="grant_access({obj}->id, {num});",
+        ),
+    ),
+    "CWE-682": (
+        Guarded(
+            "CWE-190",
+            "struct {kind} *{obj}, size_t {count}",
+            bad="{count} > SIZE_MAX / sizeof(long)",
+            good="{count} <= SIZE_MAX / sizeof(long)",
+            sink="{obj}->data = malloc({count} * sizeof(long));",
+            slack="{count} > SIZE_MAX - sizeof(long)",
+        ),
+        Guarded(
+            "CWE-369",
+            "long {sum}, long {div}",
+            locals=("long {avg} = 0;",),
+            bad="{div} == 0",
+            good="{div} != 0",
+            sink="{avg} = {sum} / {div};",
+            slack="{sum} == 0",
+            tail=("emit_value({avg});",),
+        ),
+        Guarded(
+            "CWE-191",
+            "struct {kind} *{obj}, size_t {len}",
+            locals=("size_t {rest} = 0;",),
+            bad="{len} < HEADER_SIZE",
+            good="{len} >= HEADER_SIZE",
+            sink="{rest} = {len} - HEADER_SIZE;",
+            slack="{len} > HEADER_SIZE",
+            tail=("emit_value((long){rest});",),
+        ),
+        Ordered(
+            "CWE-131",
+            "struct {kind} *{obj}, size_t {len}",
+            first="{len} += sizeof(long);",
+            second="{obj}->data = calloc(1, {len});",
+            tail=("{obj}->size = {len};",),
+        ),
+    ),
+    "CWE-691": (
+        Bracketed(
+            "CWE-362",
+            _OBJ,
+            enter="pthread_mutex_lock(&{obj}->lock);",
+            leave="pthread_mutex_unlock(&{obj}->lock);",
+            step="{obj}->refs++;",
+        ),
+        Bracketed(
+            "CWE-362",
+            "struct {kind} *{obj}, struct {kind} *{item}",
+            enter="pthread_mutex_lock(&{obj}->lock);",
+            leave="pthread_mutex_unlock(&{obj}->lock);",
+            step="list_add({item});",
+        ),
+        Ordered(
+            "CWE-362",
+            "struct {kind} *{obj}, pthread_t *{thread}",
+            first="init_ring({obj});",
+            second="pthread_create({thread}, NULL, run_worker, {obj});",
+        ),
+        Guarded(
+            "CWE-674",
+            "struct {kind} *{obj}, int {depth}",
+            bad="{depth} > MAX_DEPTH",
+            good="{depth} <= MAX_DEPTH",
+            sink="{self}({obj}->child, {depth} + 1);",
+            slack="{depth} < MAX_DEPTH",
+        ),
+    ),
+    "CWE-189": (
+        Guarded(
+            "CWE-189",
+            "char *{dst}, const char *{src}, int {count}",
+            bad="{count} < 0",
+            good="{count} >= 0",
+            sink="memmove({dst}, {src}, (size_t){count});",
+            slack="{count} == 0",
+        ),
+        Guarded(
+            "CWE-189",
+            "struct {kind} *{obj}, size_t {len}",
+            bad="{len} > UINT16_MAX",
+            good="{len} <= UINT16_MAX",
+            sink="{obj}->width = (uint16_t){len};",
+            slack="{len} > UINT32_MAX",
+        ),
+        Guarded(
+            "CWE-189",
+            "struct {kind} *{obj}, unsigned int {bits}",
+            bad="{bits} >= 32",
+            good="{bits} < 32",
+            sink="{obj}->mask = 1u << {bits};",
+            slack="{bits} > 32",
+        ),
+        Guarded(
+            "CWE-189",
+            "struct {kind} *{obj}, long {value}",
+            bad="{value} > INT_MAX || {value} < INT_MIN",
+            good="{value} <= INT_MAX && {value} >= INT_MIN",
+            sink="{obj}->count = (int){value};",
+            slack="{value} > INT_MAX && {value} < INT_MIN",
+        ),
+    ),
+    "unknown": (
+        Ordered(
+            None,
+            "int {fd}, unsigned int {id}",
+            locals=("struct {kind} {rec};",),
+            first="memset(&{rec}, 0, sizeof({rec}));",
+            second="write_block({fd}, &{rec}, sizeof({rec}));",
+        ),
+        Guarded(
+            None,
+            "const void *{image}, size_t {len}",
+            bad="!checksum_ok({image}, {len})",
+            good="checksum_ok({image}, {len})",
+            sink="apply_update({image}, {len});",
+        ),
+        Ordered(
+            None,
+            "struct {kind} *{obj}, uint32_t {word}",
+            first="{word} = ntohl({word});",
+            second="{obj}->total = {word};",
+        ),
+        Guarded(
+            None,
+            _OBJ,
+            bad="is_busy({obj}->id)",
+            good="!is_busy({obj}->id)",
+            sink="reset_state({obj});",
+        ),
+        Ordered(None, "struct {kind} *{obj}, int {irq}", first="register_handler({irq});", second="enable_irq({irq});"),
+    ),
+    "other": (
+        Guarded(
+            "CWE-476",
+            "const char *{key}",
+            locals=("struct {kind} *{obj} = find_entry({key});",),
+            bad="{obj} == NULL",
+            good="{obj} != NULL",
+            sink="{obj}->state = {num};",
+            slack="{key} == NULL",
+        ),
+        Guarded(
+            "CWE-476",
+            "struct {kind} *{obj}, const char *{key}",
+            bad="{obj}->child == NULL",
+            good="{obj}->child != NULL",
+            sink="{obj}->child->flags |= {num};",
+            slack="{obj}->next == NULL",
+        ),
+        Guarded(
+            "CWE-252",
+            "int {fd}, void *{out}, size_t {len}",
+            bad="read_block({fd}, {out}, {len}) < 0",
+            good="read_block({fd}, {out}, {len}) >= 0",
+            sink="emit({out});",
+        ),
+        Guarded(
+            "CWE-347",
+            "const void *{image}, size_t {len}",
+            bad="!signature_ok({image}, {len})",
+            good="signature_ok({image}, {len})",
+            sink="install_key({image});",
+        ),
+        Ordered(
+            "CWE-335",
+            "unsigned int {seed}, unsigned char *{out}, size_t {len}",
+            first="seed_random({seed});",
+            second="random_bytes({out}, {len});",
+        ),
+    ),
+}
+
+#: Harmless statements: declarations they need, and the lines.
+FILLERS: tuple[tuple[tuple[str, ...], tuple[Node, ...]], ...] = (
+    ((), ("stats.calls++;",)),
+    ((), ("stats.hits += {num};",)),
+    ((), ("trace_event({num});",)),
+    ((), ("log_debug({text});",)),
+    ((), ("touch_clock();",)),
+    ((), ("update_meter({num});",)),
+    ((), ("add_metric({text}, {num});",)),
+    ((), (Block("if (tracing)", ("trace_event({num});",)),)),
+    (("int {step} = {num};",), ("{step} = {step} * {num} + 1;", "update_meter({step});")),
+    (("unsigned int {hash} = {num};",), ("{hash} ^= {hash} >> 3;", "trace_event((int){hash});")),
+    (
+        ("int {i};", "long {sum} = 0;"),
+        (
+            Block("for ({i} = 0; {i} < {num}; {i}++)", ("{sum} += table[{i} % 32];",)),
+            "add_metric({text}, {sum});",
+        ),
+    ),
+    (
+        ("int {mode} = debug_level;",),
+        (Block("while ({mode} > {num})", ("{mode} -= 2;",)), "update_meter({mode});"),
+    ),
+    (
+        ("const char *{label} = {text};",),
+        (Block("if (debug_level > {num})", ("{label} = {text};",)), "log_info({label});"),
+    ),
+)
+
+#: Harmless conditions, for decoy checks.
+ASIDES = (
+    "verbose",
+    "debug_level > {num}",
+    "tracing == {num}",
+    "stats.errors > {num}",
+    "stats.calls < {num}",
+    "program == NULL",
+    "!verbose",
+    "stats.bytes >= {num}",
+)
+
+#: One harmless line, used to keep a block from being empty.
+NOTES = (
+    "stats.errors++;",
+    "log_warn({text});",
+    "log_info({text});",
+    "trace_event({num});",
+    "log_debug({text}, {num});",
+    "add_metric({text}, 1);",
+    "update_meter({num});",
+)
+
+#: How a function answers: return type, giving up, and the last statement. `goto` is drawn by the writer.
+ANSWERS = (
+    ("int", "return -1;", "return 0;"),
+    ("int", "return -EINVAL;", "return 0;"),
+    ("int", "return 1;", "return 0;"),
+    ("int", "return 0;", "return 1;"),
+    ("bool", "return false;", "return true;"),
+    ("long", "return -1;", "return 0;"),
+    ("void", "return;", ""),
+)
+
+VERBS = tuple(
+    ["apply", "build", "check", "close", "copy", "decode", "drop", "fetch", "fill", "finish", "flush", "handle", "load", "merge", "open", "parse", "patch", "poll", "process", "push", "read", "reload", "render", "reset", "resolve", "route", "run", "save", "scan", "send", "setup", "store", "submit", "sync", "update"]
+)
+NOUNS = tuple(
+    ["audio", "block", "cache", "client", "clip", "color", "config", "cursor", "disk", "event", "field", "file", "font", "frame", "gate", "graph", "group", "header", "icon", "image", "index", "input", "job", "key", "label", "layer", "line", "link", "list", "log", "mail", "map", "menu", "message", "meta", "module", "mount", "name", "node", "object", "option", "page", "panel", "path", "peer", "pixel", "plan", "pool", "port", "queue", "report", "route", "rule", "sample", "scene", "screen", "script", "sector", "segment", "server", "shape", "signal", "slot", "sound", "source", "state", "table", "tag", "task", "text", "theme", "ticket", "tile", "timer", "token", "track", "tree", "tunnel", "unit", "user", "vector", "view", "voice", "volume", "window", "zone"]
+)
+KINDS = ("session", "packet", "request", "device", "channel", "record", "stream", "worker")
+
+#: Names of a role; roles that are missing here use their own name.
+ROLES: dict[str, tuple[str, ...]] = {
+    "buf": ("buf", "buffer", "tmp", "scratch"),
+    "src": ("src", "text", "input", "str"),
+    "dst": ("dst", "dest", "out", "target"),
+    "out": ("out", "dst", "result"),
+    "len": ("len", "size", "length", "nbytes"),
+    "count": ("count", "num", "n", "total"),
+    "idx": ("idx", "index", "pos", "i"),
+    "value": ("value", "val", "v"),
+    "obj": ("obj", "ctx", "self", "node", "entry", "s", "p"),
+    "item": ("item", "elem", "cur"),
+    "path": ("path", "file_name", "filename", "fname"),
+    "file": ("fp", "file", "f"),
+    "fd": ("fd", "sock", "handle"),
+    "user": ("user", "login", "name"),
+    "pass": ("pass", "password", "secret"),
+    "arg": ("arg", "word", "param"),
+    "cmd": ("cmd", "command", "line"),
+    "query": ("query", "sql", "stmt"),
+    "got": ("got", "ret", "rc", "res"),
+    "image": ("image", "blob", "payload"),
+    "i": ("i", "j", "k", "n"),
+    "key": ("key", "id", "name"),
+    "div": ("div", "divisor", "parts"),
+    "sum": ("sum", "acc", "amount"),
+    "rec": ("rec", "reply", "msg"),
+    "MAX": ("MAX_ITEMS", "MAX_SLOTS", "NUM_ENTRIES", "TABLE_SIZE"),
+    "kind": KINDS,
+}
+COMMANDS = ("tar -xf %s", "ls -l %s", "convert %s", "gzip %s", "ping -c 1 %s", "mount %s", "chown root %s")
+SELECTS = ("SELECT id FROM users WHERE name = '%s'", "DELETE FROM jobs WHERE owner = '%s'", "SELECT * FROM log WHERE tag = '%s'")
+PROJECTS = tuple(
+    ["amberfs", "brookd", "cedarmq", "dunelib", "elmproxy", "fjordnet", "gladedb", "heronos", "islemail", "juniperx", "kiteplay", "larkshell", "mossimage", "novacrypt", "oakprint", "pinevm", "quartzui", "reedftp", "slatedns", "tarnlog"]
+)
+FAMILIES = ("storage", "network", "desktop", "system", "service")

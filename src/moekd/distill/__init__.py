@@ -1,0 +1,1 @@
+"""Stage 6: how a student learns from teacher scores."""

@@ -1,0 +1,1 @@
+"""Stage 3: encoder, single teacher, experts, router, and the table of their scores."""

@@ -1,0 +1,61 @@
+"""What passes between stages: plain records without behaviour of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+#: The four disjoint parts of a data set. Experts, router and single teacher learn from `train_a`, students from
+#: `train_b`; selection happens on `valid`, and `test` is read once (methods.md 6.3 step 1).
+Part = Literal["train_a", "train_b", "valid", "test"]
+PARTS: tuple[Part, ...] = ("train_a", "train_b", "valid", "test")
+
+#: Class index everywhere: 1 is vulnerable. Readers translate; nothing downstream flips it.
+LABELS = ("not_vulnerable", "vulnerable")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One C or C++ function with its label; `None` means unknown."""
+
+    id: str  # "<dataset>:<row_id>", unique in a data set
+    func: str  # normalised text, see data/text.py: what every model reads
+    label: int  # 1 vulnerable, 0 not
+    dataset: str
+    kind: str | None = None  # "vulnerable", "fixed" (after the fix), "unchanged" (not touched by the fix)
+    cwe: str | None = None  # first listed CWE as "CWE-119"
+    cve: str | None = None
+    project: str | None = None
+    family: str | None = None  # group of sister projects; the project where the source has none
+    commit: str | None = None
+    date: str | None = None  # ISO date (2015-12-29), or the CVE's year (2015)
+    pair: str | None = None  # joins a vulnerable function and its fixed version
+    digest: str = ""  # of the text without comments and white space; equal texts have equal digests
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Logits of one model for samples, tied to them by id and content digest, never by order.
+
+    Attributes:
+        ids: sample ids, n.
+        digests: content digests of the same samples, n.
+        logits: float32, (n, classes); classes is 2 for detectors (not vulnerable, vulnerable).
+    """
+
+    ids: tuple[str, ...]
+    digests: tuple[str, ...]
+    logits: np.ndarray
+
+
+class Scorer(Protocol):
+    """What every trained model is to evaluation and everything after it."""
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 logits, (texts, classes), in the order of the texts."""
+        ...

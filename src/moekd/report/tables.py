@@ -1,0 +1,230 @@
+"""Tables for people, made from `results.json` alone: every number in them is in that file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from moekd.files import read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+ROUTER = "router"
+
+#: Order of systems in tables; others follow in the order of their steps.
+SYSTEMS = (
+    "length",
+    "bag-of-tokens-half-a",
+    "bag-of-tokens",
+    "teacher",
+    "mixture",
+    "ensemble",
+    "mixture-random-partition",
+    "student-moe",
+    "student-single",
+    "student-hard",
+    "student-ensemble",
+    "student-random-partition",
+)
+
+
+def render_markdown(results: Mapping[str, Any]) -> str:
+    """Return the tables of one run as Markdown; every number in them is in `results`."""
+    table = _Numbers(results)
+    title = f"# {table.data}, split {table.split}\n"
+    sections = [title, *(section for section in _sections(table) if section)]
+    return "\n".join(sections)
+
+
+def render_results_doc(paths: Sequence[Path]) -> str:
+    """Return `docs/results.md` from several `results.json`, a section each, in the given order."""
+    header = (
+        "# Results\n\n"
+        "Generated from `results.json` files by `moekd.report.render_results_doc`; do not edit by hand.\n"
+        "The line above each table names the commit, the training seeds and the data behind its numbers.\n"
+    )
+    sections = [render_markdown(read_json(path)).replace("\n#", "\n##") for path in paths]
+    return "\n".join([header, *(f"#{section}" for section in sections)])
+
+
+class _Numbers:
+    """Look-up of the numbers to show: the mean over seeds where there are several, else the one number."""
+
+    def __init__(self, results: Mapping[str, Any]) -> None:
+        self.results = results
+        self.rows = results["rows"]
+        self.data, self.split = self.rows[0]["data"], self.rows[0]["split"]
+        shown = [*self.rows, *results["over_seeds"]["rows"]]  # later ones win
+        self._by_key = {(r["system"], r["student"], r["part"], r["metric"]): r for r in shown}
+        order = {name: position for position, name in enumerate(SYSTEMS)}
+        names = dict.fromkeys((r["system"], r["student"]) for r in self.rows)
+        self.systems = sorted(names, key=lambda name: order.get(name[0], len(order)))
+
+    def row(self, system: tuple[str, str | None], part: str, metric: str) -> Mapping[str, Any] | None:
+        return self._by_key.get((*system, part, metric))
+
+    def show(self, system: tuple[str, str | None], part: str, metric: str, *, interval: bool = False) -> str:
+        row = self.row(system, part, metric)
+        if row is None:
+            return "–"
+        text = _shown(metric, row["value"])
+        return f"{text} ({_span(row)})" if interval and row["low"] is not None else text
+
+    def having(self, part: str, metric: str) -> list[tuple[str, str | None]]:
+        return [system for system in self.systems if self.row(system, part, metric)]
+
+    def source(self) -> str:
+        """What a table's numbers were made from, in one line."""
+        made = self.results["provenance"]
+        commit = (made["commit"] or "unknown")[:12]
+        if (made["commit"] or "").endswith("-dirty"):
+            commit += " (changed)"
+        seeds = ", ".join(str(seed) for seed in made["seeds"])
+        digest = made["data"]["file_digests"].get("samples.parquet", made["data"]["key"])[:12]
+        return f"*commit {commit}; seeds {seeds}; data {digest}*"
+
+    def confidence(self) -> str:
+        return f"{self.results['provenance']['settings']['evaluate']['confidence']:.0%}"
+
+
+def _sections(table: _Numbers) -> list[str]:
+    return [
+        _main_section(table),
+        _recall_section(table),
+        _router_section(table),
+        _comparison_section(table),
+        _cost_section(table),
+    ]
+
+
+def _main_section(table: _Numbers) -> str:
+    columns = ("f1", "mcc", "auroc", "ece", "parameters", "file_bytes")
+    systems = [system for system in table.having("test", "accuracy") if system[0] != ROUTER]
+    rows = [
+        [*_named(system), table.show(system, "test", "accuracy", interval=True)]
+        + [
+            table.show(system, "cost" if metric in ("parameters", "file_bytes") else "test", metric)
+            for metric in columns
+        ]
+        for system in systems
+    ]
+    n = table.results["provenance"]["data"]["judged"]["test"]
+    spread = (
+        f"the mean over training seeds with its {table.confidence()} t interval (bootstrap where nothing is seeded)"
+        if table.results["over_seeds"]["rows"]
+        else f"the value with its {table.confidence()} bootstrap interval over test functions"
+    )
+    head = ["system", "student", "accuracy", "F1", "MCC", "AUROC", "ECE", "parameters", "files"]
+    return _section("Systems on the test part", table, head, rows, f"{n:,} functions. Accuracy is {spread}.")
+
+
+def _recall_section(table: _Numbers) -> str:
+    parts = dict.fromkeys(
+        (r["part"], r["n"]) for r in table.rows if r["metric"] == "recall" and r["part"].startswith("test/")
+    )
+    systems = [system for system in table.systems if any(table.row(system, part, "recall") for part, _ in parts)]
+    rows = [[*_named(system), *(table.show(system, part, "recall") for part, _ in parts)] for system in systems]
+    head = ["system", "student", *(f"{part.removeprefix('test/')} ({n})" for part, n in parts)]
+    note = "Share of the vulnerable test functions of a group that are called vulnerable; (n) is their number."
+    return _section("Recall by group", table, head, rows, note) if parts else ""
+
+
+def _router_section(table: _Numbers) -> str:
+    system = (ROUTER, None)
+    measures = ("accuracy", "macro_f1", "ece", "largest_group_share")
+    rows = []
+    for part, name in (
+        ("test", "vulnerable with a group"),
+        ("test/known-cwe", "vulnerable with a known CWE"),
+    ):
+        row = table.row(system, part, "accuracy")
+        if row:
+            n = next(r["n"] for r in table.rows if r["system"] == ROUTER and r["part"] == part)
+            rows.append([name, f"{n:,}", *(table.show(system, part, metric) for metric in measures)])
+    head = ["test functions", "n", "accuracy", "macro-F1", "ECE", "largest group's share"]
+    text = _section("Router", table, head, rows, "The largest group's share is what a constant answer reaches.")
+    groups = dict.fromkeys(
+        r["metric"] for r in table.rows if r["part"] == "test/not_vulnerable" and r["system"] == ROUTER
+    )
+    shares = [
+        [name, *(table.show(system, f"test/{name}", metric) for metric in groups)]
+        for name in ("vulnerable", "not_vulnerable")
+    ]
+    head = ["first choice for", *(metric.removeprefix("routed_to:") for metric in groups)]
+    return f"{text}\n{_table(head, shares)}" if rows else ""
+
+
+def _comparison_section(table: _Numbers) -> str:
+    entries: dict[tuple[str, str, str | None], dict[str, Any]] = {
+        _pair(one): {} for one in table.results["comparisons"]
+    }
+    shown = [*table.results["comparisons"], *table.results["over_seeds"]["comparisons"]]
+    for one in shown:  # means over seeds come last and win
+        entries[_pair(one)][one["metric"]] = one
+    rows = []
+    for (first, second, student), by_metric in entries.items():
+        cells = [f"{first} − {second}", student or ""]
+        for metric in ("accuracy", "auroc"):
+            one = by_metric.get(metric)
+            cells.append(f"{one['difference']:+.3f} ({_span(one, '+.3f')})" if one else "–")
+        rows.append([*cells, _shown_p(by_metric["accuracy"].get("p"))])
+    head = ["first − second", "student", "accuracy", "AUROC", "p (McNemar)"]
+    note = (
+        f"Differences on the same test functions with {table.confidence()} intervals (bootstrap over "
+        "functions; with several seeds, t over seeds). p is exact and not corrected for the number of comparisons."
+    )
+    return _section("Paired comparisons", table, head, rows, note) if rows else ""
+
+
+def _pair(entry: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    return entry["first"], entry["second"], entry["student"]
+
+
+def _cost_section(table: _Numbers) -> str:
+    costs = dict.fromkeys(r["metric"] for r in table.rows if r["part"] == "cost")
+    metrics = [metric for metric in costs if metric not in ("parameters", "file_bytes")]
+    systems = [system for system in table.systems if any(table.row(system, "cost", m) for m in metrics)]
+    rows = [[*_named(system), *(table.show(system, "cost", m) for m in metrics)] for system in systems]
+    head = ["system", "student", *(metric.replace("_", " ") for metric in metrics)]
+    machine = table.results["provenance"]["machine"]
+    note = f"Measured on {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads."
+    return _section("Cost", table, head, rows, note) if rows else ""
+
+
+def _named(system: tuple[str, str | None]) -> list[str]:
+    return [system[0], system[1] or ""]
+
+
+def _section(title: str, table: _Numbers, head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    return f"## {title}\n\n{note}\n{table.source()}\n\n{_table(head, rows)}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up as plain text."""
+    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *rows]
+    cells = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def _shown(metric: str, value: float) -> str:
+    if metric.endswith("_bytes"):
+        return f"{value / 1e6:.2f} MB"
+    if metric.endswith("parameters"):
+        return f"{value:,.0f}"
+    if metric.endswith("_seconds"):
+        return f"{value:,.1f}"
+    if metric.endswith(("_ms", "_per_sample", "_over_teacher")):
+        return f"{value:.2f}"
+    return f"{value:.3f}"
+
+
+def _span(row: Mapping[str, Any], form: str = ".3f") -> str:
+    return f"{row['low']:{form}} to {row['high']:{form}}"
+
+
+def _shown_p(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

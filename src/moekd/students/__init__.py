@@ -1,0 +1,6 @@
+"""Stage 5: the students' shapes, what they cost, and how they are built."""
+
+from moekd.students.shapes import SHAPES, Shape
+from moekd.students.tokenize import tokenize
+
+__all__ = ["SHAPES", "Shape", "tokenize"]

@@ -1,0 +1,253 @@
+"""The one training loop: length-sorted token-budget batches, schedule, checkpoints.
+
+Experts, router, teacher and students call it with their own loss and their own measure. A run that is killed at any
+moment and started again in the same folder gives the same weights as an undisturbed one: the batches of an epoch are
+a function of seed and epoch alone, and a checkpoint holds everything else.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moekd import console, numerics
+from moekd.classifier import model_inputs
+from moekd.files import read_json, write_json, writing
+from moekd.tokens import Tokens, token_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+
+    from moekd.config import Training
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a training run learns, and how its progress is judged.
+
+    Attributes:
+        name: shown with the progress.
+        tokens: encoded texts; rows are numbered in their order.
+        draw: epoch -> rows of that epoch, so that a task can sample anew each time.
+        loss: logits (batch, classes) in fp32 and the batch's rows -> scalar.
+        measure: the model in evaluation mode -> figure of merit on validation data, higher is better; None where
+            there is nothing to judge by, and the last epoch is kept.
+    """
+
+    name: str
+    tokens: Tokens
+    draw: Callable[[int], np.ndarray]
+    loss: Callable[[torch.Tensor, np.ndarray], torch.Tensor]
+    measure: Callable[[Any], float] | None
+
+
+@dataclass
+class History:
+    """What happened, epoch by epoch; part of every trained model's manifest."""
+
+    losses: list[float] = field(default_factory=list)  # mean over the epoch's rows
+    measures: list[float] = field(default_factory=list)
+    best_epoch: int = -1  # the first of the best
+    tokens: int = 0  # real tokens trained on
+    seconds: float = 0.0  # of training and validation, resumed parts included
+
+
+@dataclass
+class _Position:
+    """Where in the run a checkpoint stands."""
+
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    rows_done: int = 0
+
+
+def learning_rate_factor(progress: float, *, warmup: float, schedule: str) -> float:
+    """Share of the peak learning rate at `progress` of the run, both in [0, 1].
+
+    Linear warm-up over the first `warmup`, then to zero in a straight line or along a half cosine.
+    """
+    if progress < warmup:
+        return progress / warmup
+    rest = (progress - warmup) / (1 - warmup)
+    return 1 - rest if schedule == "linear" else 0.5 * (1 + float(np.cos(np.pi * rest)))
+
+
+def fit(model: Any, task: Task, settings: Training, *, pad_id: int, seed: int, folder: Path) -> History:
+    """Train `model` in place and leave it with the weights of its best epoch.
+
+    Args:
+        seed: of the batches and of dropout.
+        folder: holds `checkpoint/` and `best.safetensors` until the run is done; resumed from when present.
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+        OutputError: a checkpoint cannot be written.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    model.to(numerics.device())
+    optimizer = make_optimizer(model, settings)
+    position, history = _restore(model, optimizer, folder)
+    best_file = folder / "best.safetensors"
+    checkpointed = started = time.monotonic()
+    earlier = history.seconds
+    with console.bar(settings.epochs, task.name) as advance:
+        advance(position.epoch)
+        while position.epoch < settings.epochs:
+            batches = _batches_of(task, position.epoch, settings, seed)
+            model.train()
+            while position.batch < len(batches):
+                rows = batches[position.batch]
+                progress = (position.epoch + position.batch / len(batches)) / settings.epochs
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.learning_rate * learning_rate_factor(
+                        max(
+                            progress, 0.5 / (len(batches) * settings.epochs)
+                        ),  # the first step is a step, too
+                        warmup=settings.warmup,
+                        schedule=settings.schedule,
+                    )
+                if settings.dropout:
+                    torch.manual_seed(numerics.seed_of(seed, "dropout", position.epoch, position.batch))
+                loss = _step(model, task, optimizer, rows, settings, pad_id)
+                position.loss_sum += loss * len(rows)
+                position.rows_done += len(rows)
+                history.tokens += int(task.tokens.lengths[rows].sum())
+                position.batch += 1
+                if time.monotonic() - checkpointed > settings.checkpoint_seconds:
+                    history.seconds = earlier + time.monotonic() - started
+                    _checkpoint(model, optimizer, position, history, folder)
+                    checkpointed = time.monotonic()
+            model.eval()
+            history.losses.append(position.loss_sum / position.rows_done)
+            if task.measure is not None:
+                history.measures.append(float(task.measure(model)))
+            if _is_best(history):
+                history.best_epoch = position.epoch
+                _save_weights(model.state_dict(), best_file)
+            position = _Position(epoch=position.epoch + 1)
+            advance(1)
+    model.load_state_dict(load_file(best_file, device=str(numerics.device())))
+    model.eval()
+    history.seconds = earlier + time.monotonic() - started
+    return history
+
+
+def forget_checkpoints(folder: Path) -> None:
+    """Remove what only a resumed run needs, once the model itself is saved."""
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    (folder / "best.safetensors").unlink(missing_ok=True)
+
+
+def _is_best(history: History) -> bool:
+    """Whether the epoch just ended beats all before it; without a measure the latest always does."""
+    measures = history.measures
+    return not measures or history.best_epoch < 0 or measures[-1] > measures[history.best_epoch]
+
+
+def make_optimizer(model: Any, settings: Training) -> torch.optim.AdamW:
+    """AdamW over every parameter; biases and norms without weight decay.
+
+    The references leave biases and norms out of the optimiser altogether (methods.md 1.10 d); they are trained here.
+    """
+    import torch
+
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, eps=1e-8, fused=True)
+
+
+def _batches_of(task: Task, epoch: int, settings: Training, seed: int) -> list[np.ndarray]:
+    rows = task.draw(epoch)
+    rng = numerics.generator(seed, "batches", epoch)
+    cut = token_batches(
+        task.tokens.lengths[rows], budget=settings.token_budget, limit=settings.batch_limit, rng=rng
+    )
+    return [rows[batch] for batch in cut]
+
+
+def _step(
+    model: Any, task: Task, optimizer: torch.optim.AdamW, rows: np.ndarray, settings: Training, pad_id: int
+) -> float:
+    import torch
+
+    with numerics.autocast(settings.bf16):
+        logits = model(**model_inputs(task.tokens, rows, pad_id)).logits
+    loss = task.loss(logits.float(), rows)
+    value = float(loss.detach())
+    if not np.isfinite(value):
+        raise FloatingPointError(
+            f"{task.name}: the loss became {value}; lower the learning rate ({settings.learning_rate:g})"
+        )
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return value
+
+
+def _save_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    partial = path.with_name(path.name + ".tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, partial)
+        partial.replace(path)
+
+
+def _checkpoint(
+    model: Any, optimizer: torch.optim.AdamW, position: _Position, history: History, folder: Path
+) -> None:
+    """Write a checkpoint beside the last one, then swap them: one whole checkpoint exists at any moment."""
+    fresh, current, old = (folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    _save_weights(model.state_dict(), fresh / "model.safetensors")
+    _save_weights(_optimizer_tensors(model, optimizer), fresh / "optimizer.safetensors")
+    write_json(fresh / "state.json", {"position": asdict(position), "history": asdict(history)})
+    with writing(current):
+        if current.exists():
+            current.replace(old)
+        fresh.replace(current)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _optimizer_tensors(model: Any, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}|{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _restore(model: Any, optimizer: torch.optim.AdamW, folder: Path) -> tuple[_Position, History]:
+    """Continue from the last whole checkpoint, or start afresh."""
+    from safetensors.torch import load_file
+
+    current, old = folder / "checkpoint", folder / "checkpoint.old"
+    if not current.exists() and old.exists():  # killed between the two renames
+        old.replace(current)
+    if not current.exists():
+        return _Position(), History()
+    state = read_json(current / "state.json")
+    device = str(numerics.device())
+    model.load_state_dict(load_file(current / "model.safetensors", device=device))
+    parameters = dict(model.named_parameters())
+    # A CPU tensor stays where it is: AdamW keeps its step counters there.
+    for name, tensor in load_file(current / "optimizer.safetensors", device=device).items():
+        parameter, key = name.rsplit("|", 1)
+        optimizer.state[parameters[parameter]][key] = tensor
+    return _Position(**state["position"]), History(**state["history"])

@@ -1,0 +1,182 @@
+"""Settings: what a file and `--set` make, where values came from, and what the errors say."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moekd.config import MoekdSettings
+from moekd.errors import SettingsError
+from moekd.settings_loading import flat, key_settings, load, load_settings, show
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+SMALL = """
+name = "small"
+
+[[data.sources]]
+kind = "embedded"
+count = 400
+
+[distill]
+temperature = 2
+"""
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    return written(tmp_path, SMALL)
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "small.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads(path):
+    load_settings(path)
+
+
+def test_values_and_where_they_came_from(config):
+    """File over default, `--set` over both."""
+    overrides = ("run.seeds=[1, 2]", "mixture.k=3", "data.sources.0.columns.func=code")
+    rows = {key: (value, origin) for key, value, origin in show(load(config, overrides))}
+    assert rows["name"] == ("small", str(config))
+    assert rows["data.sources.0.count"] == (400, str(config))
+    assert rows["data.sources.0.seed"] == (0, "default")
+    assert rows["data.sources.0.columns"] == ({"func": "code"}, "--set")
+    assert rows["run.seeds"] == ([1, 2], "--set")
+    assert rows["mixture.k"] == (3, "--set")
+    assert rows["distill.temperature"] == (2.0, str(config))
+    assert rows["router.gamma"] == (1.0, "default")
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("distill.temperature=4.5", "distill.temperature", 4.5),
+        ("data.balance=false", "data.balance", False),
+        ("data.split=family", "data.split", "family"),
+        ('data.split="family"', "data.split", "family"),
+        ("run.folder=/tmp/a b=c", "run.folder", "/tmp/a b=c"),
+        ("run.folder=", "run.folder", ""),
+        ("run.folder=a\nb=1", "run.folder", "a\nb=1"),
+        ("data.sources.0.count=500", "data.sources.0.count", 500),
+        ('student.systems=["moe", "hard"]', "student.systems", ["moe", "hard"]),
+        ("student.training={epochs=1}", "student.training.epochs", 1),
+        ("distill.temperature = 3", "distill.temperature", 3.0),
+    ],
+)
+def test_set_takes_toml_values_and_bare_strings(config, override, key, value):
+    assert flat(load_settings(config, [override]))[key] == value
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"])).map(str.strip))
+def test_set_takes_any_quoted_string(text):
+    """A string quoted as TOML (here as JSON, which agrees on these characters) arrives unchanged."""
+    quoted = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    tree = Path(__file__).parent / "cases" / "settings" / "small.toml"
+    assert load_settings(tree, [f"run.folder={quoted}"]).run.folder == text
+
+
+def test_a_part_of_a_section_keeps_the_rest_of_its_defaults(config):
+    """Giving the router's learning rate must not reset its own 20 epochs to the general 5."""
+    settings = load_settings(config, ["router.training.learning_rate=1e-3", "student.training.epochs=3"])
+    assert settings.router.training.epochs == MoekdSettings.model_fields["router"].default.training.epochs == 20
+    assert settings.student.training.learning_rate == 1e-4
+    assert settings.teacher.training.epochs == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["distill.temprature=2"], "`distill.temprature` in --set; did you mean `distill.temperature`?"),
+        (["temperature=2"], "unknown setting `temperature` in --set; did you mean `distill.temperature`?"),
+        (["distill.zzz=2"], "unknown setting `distill.zzz` in --set; known there: temperature"),
+        (["data.sources.0.knd=1"], "`data.sources.0.knd` in --set; did you mean `data.sources.0.kind`?"),
+        (["distill.temperature=0"], "`distill.temperature` is 0 in --set; it should be greater than 0"),
+        (["distill.temperature=inf"], "is Infinity in --set; it should be a finite number"),
+        (["distill.temperature=warm"], 'is "warm" in --set; it should be a valid number'),
+        (["mixture.k=true"], "`mixture.k` is true in --set; it should be a valid integer"),
+        (["data.split=randm"], "'family' or 'time'; did you mean `random`?"),
+        (["run.seeds=[]"], "`run.seeds` is [] in --set; it should have at least 1 item"),
+        (["run=3"], "`run` is 3 in --set; it should be a table"),
+        (["encoder.heads=3"], "`encoder` in --set: hidden (128) must be divisible by heads (3)"),
+        (["data.sources=[{kind='jsonl'}]"], "`data.sources.0` in --set: a source of kind 'jsonl' needs"),
+        (["mixture.k=3", 'partition.groups=["a", "other"]'], "k is 3, but partition.groups makes only 2"),
+        (["mixture.k=11", "partition.scheme=kmeans"], "k is 11, but partition.clusters makes only 10"),
+        (["mixture.table=selected"], 'student.systems holds "ensemble", which needs every expert\'s score'),
+        (["mixture.k"], "--set wants a.b=value, got 'mixture.k'"),
+        (["mixture..k=1"], "--set wants a.b=value, got 'mixture..k=1'"),
+        (["name.x=1"], '--set name.x: `name` is "small", not a table'),
+        (["data.sources.1.count=40"], "is a list of 1; name its items by index from 0, not '1'"),
+        (["data.sources.first.count=40"], "name its items by index from 0, not 'first'"),
+    ],
+)  # fmt: skip
+def test_errors_name_key_value_place_and_what_is_allowed(config, overrides, message):
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        load_settings(config, overrides)
+
+
+def test_an_error_of_the_file_names_the_file(tmp_path):
+    path = written(tmp_path, SMALL.replace("temperature", "temprature"))
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path)
+    assert str(caught.value) == (f"unknown setting `distill.temprature` in {path}; did you mean `distill.temperature`?")
+
+
+def test_all_errors_are_told_at_once(config):
+    """One line each, so that nobody mends five settings in five runs."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings(config, ["distill.temperature=0", "mixture.k=0", "encoder.layer=1"])
+    assert [line.split("`")[1] for line in str(caught.value).splitlines()] == [
+        "encoder.layer",
+        "mixture.k",
+        "distill.temperature",
+    ]
+
+
+def test_a_missing_setting_is_named(tmp_path):
+    path = written(tmp_path, 'name = "small"')
+    with pytest.raises(SettingsError, match=r"missing setting `data` in .*small\.toml: it has no default"):
+        load_settings(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a = 1\nb\n", r"small\.toml is not valid TOML: .*\(at line 2, column 2\)"),
+        (b"a = 1\n\nb = '\xff'", r"small\.toml is not valid TOML: a byte that is not UTF-8 \(at line 3\)"),
+    ],
+)
+def test_broken_toml_names_file_and_line(tmp_path, content, message):
+    path = tmp_path / "small.toml"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=message):
+        load_settings(path)
+
+
+def test_a_missing_file_names_the_nearest(config):
+    wrong = config.with_name("smal.toml")
+    with pytest.raises(SettingsError, match=r"no config file .*smal\.toml; did you mean `.*small\.toml`\?"):
+        load_settings(wrong)
+    with pytest.raises(SettingsError, match=r"cannot read the config file .*: Is a directory"):
+        load_settings(config.parent)
+
+
+def test_settings_of_a_key(config):
+    """Sections and single settings by dotted name; what changes speed or place only is left out."""
+    settings = load_settings(config)
+    assert key_settings(settings, ["distill", "mixture.k", "run"]) == {
+        "distill.temperature": 2.0,
+        "mixture.k": 2,
+        "run.seeds": [0],
+    }
+    teacher = key_settings(settings, ["teacher"])
+    assert "teacher.training.epochs" in teacher
+    assert "teacher.training.checkpoint_seconds" not in teacher
+    assert key_settings(settings, ["data"])["data.sources.0.kind"] == "embedded"
