@@ -140,7 +140,7 @@ def test_random_partition_keeps_sizes_and_names_and_nothing_else():
     """The control differs from the taxonomy in its members only; one seed, one partition."""
     half_a = samples(CWE_119=40, CWE_20=20, none=40)
     taxonomy = by_cwe(half_a, [], min_samples=10)
-    first, again, other = (at_random(half_a, like=taxonomy, rng=np.random.default_rng(s)) for s in (1, 1, 2))
+    first, again, other = (at_random([half_a], like=taxonomy, rng=np.random.default_rng(s)) for s in (1, 1, 2))
     assert first == again
     assert first != other
     assert first.names == taxonomy.names
@@ -200,12 +200,13 @@ def test_stage_by_cwe(parts, tmp_path):
     assert facts["cwes_not_in_table"] == {"CWE-4242": 2}
 
 
-def test_stage_at_random_leaves_the_other_parts_out(parts, tmp_path):
-    """A random group has no meaning outside the functions its expert was trained on."""
+def test_stage_at_random_deals_half_a_and_validation_only(parts, tmp_path):
+    """Experts learn from the one and are selected by the other; elsewhere a random group has no meaning."""
     partition.assign(settings(min_samples=4), {"data": tmp_path}, tmp_path, scheme="random", seed=3)
     groups = partition.load(tmp_path)
     assert groups.names == ("CWE-664", "other", "unknown")
-    assert set(groups.of) == {s.id for s in parts["train_a"] if s.label == 1}
+    members = {s.id for part in ("train_a", "valid") for s in parts[part] if s.label == 1}
+    assert set(groups.of) == members
 
 
 def test_stage_by_clusters_aligns_embeddings_by_id(parts, tmp_path):

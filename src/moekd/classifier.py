@@ -38,7 +38,9 @@ class Classifier:
         """Load a saved classifier, or any sequence classifier of a model hub by name."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        model = AutoModelForSequenceClassification.from_pretrained(str(folder), revision=revision)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            str(folder), revision=revision, attn_implementation=numerics.attention()
+        )
         tokenizer = AutoTokenizer.from_pretrained(str(folder), revision=revision)
         return cls(model.to(numerics.device()).eval(), tokenizer, length_limit(model, tokenizer))
 
@@ -63,9 +65,7 @@ def length_limit(model: Any, tokenizer: Any) -> int:
     return int(min(positions, tokenizer.model_max_length))
 
 
-def build(
-    encoder: Encoder, tokenizer: Any, *, labels: Sequence[str] = LABELS, seed: int, dropout: float
-) -> Any:
+def build(encoder: Encoder, tokenizer: Any, *, labels: Sequence[str] = LABELS, seed: int, dropout: float) -> Any:
     """Build the teacher-side model: the named Hugging Face encoder, or a small RoBERTa from random weights.
 
     Args:
@@ -98,7 +98,11 @@ def build(
         if hasattr(config, field):
             setattr(config, field, 0.0)
     return AutoModelForSequenceClassification.from_pretrained(
-        encoder.name, revision=encoder.revision, config=config, ignore_mismatched_sizes=True
+        encoder.name,
+        revision=encoder.revision,
+        config=config,
+        ignore_mismatched_sizes=True,
+        attn_implementation=numerics.attention(),
     )
 
 
@@ -143,9 +147,8 @@ def roberta(
         problem_type="single_label_classification",
     )
     model = RobertaForSequenceClassification(config)
-    _start_positions_as_sinusoids(
-        model.roberta.embeddings.position_embeddings.weight, config.initializer_range
-    )
+    model.set_attn_implementation(numerics.attention())
+    _start_positions_as_sinusoids(model.roberta.embeddings.position_embeddings.weight, config.initializer_range)
     return model
 
 

@@ -124,14 +124,10 @@ def run(config: Config, overrides: Overrides = [], as_json: AsJson = False, quie
     Finished steps are reused, and a run that was stopped at any moment continues. The last line on stdout is
     the folder of the results.
     """
-    from moekd import console
-    from moekd.stages import plan
-    from moekd.steps import run_steps
+    from moekd import console, stages
 
     console.set_quiet(quiet)
-    settings = _settings(config, overrides)
-    steps = plan(settings)
-    folder = run_steps(steps, settings)[steps[-1].label]
+    folder = stages.run(_settings(config, overrides))
     if as_json:
         _print_json({"folder": str(folder), "results": str(folder / "results.json")})
     else:
@@ -170,12 +166,12 @@ def describe(
     """Read, clean and split the data of CONFIG (or reuse that) and print the data report."""
     from moekd import console
     from moekd.files import read_json
-    from moekd.stages import plan
+    from moekd.stages import data_step
     from moekd.steps import run_steps
 
     console.set_quiet(quiet)
     settings = _settings(config, overrides)
-    step = next(step for step in plan(settings) if step.stage == "data")
+    step = data_step()
     report = read_json(run_steps([step], settings)[step.label] / "report.json")
     if as_json:
         _print_json(report)

@@ -139,16 +139,18 @@ def _pinned(names: Sequence[str], sizes: Mapping[str, int]) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------- controls
 
 
-def at_random(half_a: Sequence[Sample], *, like: Groups, rng: np.random.Generator) -> Groups:
-    """Deal the vulnerable functions of half A into groups of the same number and sizes as `like`, blindly.
+def at_random(parts: Sequence[Sequence[Sample]], *, like: Groups, rng: np.random.Generator) -> Groups:
+    """Deal the vulnerable functions of each part into groups of the same number and sizes as `like`, blindly.
 
     The control for "does the taxonomy matter?" (methods.md 6.6). The names stay those of `like` although the
-    members are random: expert i takes the place of group i behind the same router. Functions outside half A
-    have no random group.
+    members are random: expert i takes the place of group i behind the same router. Functions of parts that are not
+    given have no random group.
     """
-    labels = [like.of[s.id] for s in half_a]
-    dealt = rng.permutation(labels).tolist()
-    return Groups(like.names, {s.id: group for s, group in zip(half_a, dealt, strict=True)})
+    dealt: dict[str, int] = {}
+    for part in parts:
+        members = [s.id for s in part if s.id in like.of]
+        dealt |= zip(members, rng.permutation([like.of[member] for member in members]).tolist(), strict=True)
+    return Groups(like.names, dealt)
 
 
 def by_clusters(
@@ -213,7 +215,9 @@ def assign(
         groups = by_cwe(half_a, elsewhere, min_samples=wanted.min_samples, pinned=wanted.groups)
         _require_two(groups, half_a)
         if scheme == "random":
-            groups = at_random(half_a, like=groups, rng=np.random.default_rng(seed))
+            # Half A to learn from, validation to select epochs by, as the experts of CWE groups have.
+            judged = (half_a, vulnerable["valid"])
+            groups = at_random(judged, like=groups, rng=np.random.default_rng(seed))
 
     write_json(folder / PARTITION_FILE, {"scheme": scheme, "groups": list(groups.names), "group_of": groups.of})
     return {

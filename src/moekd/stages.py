@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moekd.steps import Step
+from moekd.steps import Step, run_steps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from moekd.config import MoekdSettings
 
@@ -31,45 +32,49 @@ TARGETS = {
 }
 
 
+def run(settings: MoekdSettings) -> Path:
+    """Run the whole pipeline and return the folder of its results: results.json and results.md.
+
+    Finished steps are reused, and a run that was stopped at any moment continues.
+    """
+    steps = plan(settings)
+    return run_steps(steps, settings)[steps[-1].label]
+
+
 def plan(settings: MoekdSettings) -> list[Step]:
     """Return the steps of a run, each after what it needs; the last one writes the results."""
     data = data_step()
     encoder = Step("encoder", "moekd.experts.encoder:tokenize", reads=("encoder",), needs={"data": data})
-    judged = [_baseline(data, system) for system in BASELINES]
-    students = []
-    partitions = {}
-    tokens = {
-        shape: Step(
-            "student-tokens",
-            "moekd.students.tokenize:tokenize",
-            needs={"data": data},
-            variant={"student": shape},
-        )
-        for shape in settings.student.shapes
-    }
+    tokens = {shape: _student_tokens(data, shape) for shape in settings.student.shapes}
+    reported = [_baseline(data, system) for system in BASELINES]
     for seed in settings.run.seeds:
-        partitions[seed] = _partition(settings, data, encoder, settings.partition.scheme, seed)
-        systems = _teacher_side(settings, data, encoder, partitions[seed], seed)
-        judged += systems.values()
-        students += [
-            _student(data, tokens[shape], system, shape, seed, systems)
+        teachers = _teacher_side(settings, data, encoder, seed)
+        reported += teachers.values()
+        reported += [
+            _student(data, tokens[shape], system, shape, seed, teachers)
             for shape in settings.student.shapes
             for system in settings.student.systems
         ]
-    first = partitions[settings.run.seeds[0]]
-    judged += students
+    # Groups of the per-group measures: those of the CWE taxonomy or the clusters of the first seed's router.
+    routers = [step for step in reported if step.variant.get("system") == "router"]
+    needs = {"data": data, "partition": routers[0].needs["partition"]}
+    needs |= {f"partition of seed {step.variant['seed']}": step.needs["partition"] for step in routers}
     results = Step(
         "results",
         "moekd.report:results",
         reads=("name", "run", "data.split", "evaluate"),
-        needs={"data": data, "partition": first} | {step.label: step for step in judged},
+        needs=needs | {step.label: step for step in reported},
     )
-    return [data, encoder, *judged, results]
+    return [data, encoder, *reported, results]
 
 
 def data_step() -> Step:
     """Read, clean, balance and split: all that `moekd data describe` needs."""
     return Step("data", "moekd.data:prepare", reads=("data",), external="moekd.data.readers:source_digests")
+
+
+def _student_tokens(data: Step, shape: str) -> Step:
+    return Step("student-tokens", "moekd.students.tokenize:tokenize", needs={"data": data}, variant={"student": shape})
 
 
 def _baseline(data: Step, system: str) -> Step:
@@ -93,11 +98,10 @@ def _partition(settings: MoekdSettings, data: Step, encoder: Step, scheme: str, 
     return Step("partition", "moekd.partition:assign", reads=("partition",), needs=needs, variant=variant)
 
 
-def _teacher_side(
-    settings: MoekdSettings, data: Step, encoder: Step, partition: Step, seed: int
-) -> dict[str, Step]:
-    """Single teacher, router, mixture, and the controls that the wanted students need, by system."""
+def _teacher_side(settings: MoekdSettings, data: Step, encoder: Step, seed: int) -> dict[str, Step]:
+    """Single teacher, router, mixture with its experts, and the controls that the wanted students need, by name."""
     corpus = {"data": data, "encoder": encoder}
+    partition = _partition(settings, data, encoder, settings.partition.scheme, seed)
     teacher = Step(
         "teacher",
         "moekd.experts.training:train_teacher",
@@ -110,6 +114,8 @@ def _teacher_side(
     systems = {
         "teacher": teacher,
         "router": router,
+        "experts": scores.needs["experts"],
+        "scores": scores,
         "mixture": _mixture(data, partition, scores, seed, "mixture", "top-k"),
     }
     if "ensemble" in settings.student.systems:
@@ -122,9 +128,7 @@ def _teacher_side(
     return systems
 
 
-def _router(
-    settings: MoekdSettings, corpus: Mapping[str, Step], partition: Step, teacher: Step, seed: int
-) -> Step:
+def _router(settings: MoekdSettings, corpus: Mapping[str, Step], partition: Step, teacher: Step, seed: int) -> Step:
     """The router; in `shared` mode it comes with the shared encoder."""
     needs = {**corpus, "partition": partition}
     variant: dict[str, str | int] = {"system": "router", "seed": seed}
@@ -181,7 +185,7 @@ def _scores(
     selected = settings.mixture.table == "selected"
     return Step(
         "scores",
-        "moekd.score_experts:score_experts",
+        "moekd.mixture.score:score_experts",
         reads=("encoder", "experts", "mixture.table", *(("mixture.k",) if selected else ())),
         needs={**needs, **asked},
         variant=variant,
@@ -198,9 +202,7 @@ def _mixture(data: Step, partition: Step, scores: Step, seed: int, system: str, 
     )
 
 
-def _student(
-    data: Step, tokens: Step, system: str, shape: str, seed: int, teachers: Mapping[str, Step]
-) -> Step:
+def _student(data: Step, tokens: Step, system: str, shape: str, seed: int, teachers: Mapping[str, Step]) -> Step:
     needs = {"data": data, "tokens": tokens}
     target = TARGETS[system]
     if target is not None:

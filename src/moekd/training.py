@@ -110,9 +110,7 @@ def fit(model: Any, task: Task, settings: Training, *, pad_id: int, seed: int, f
                 progress = (position.epoch + position.batch / len(batches)) / settings.epochs
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * learning_rate_factor(
-                        max(
-                            progress, 0.5 / (len(batches) * settings.epochs)
-                        ),  # the first step is a step, too
+                        max(progress, 0.5 / (len(batches) * settings.epochs)),  # the first step is a step, too
                         warmup=settings.warmup,
                         schedule=settings.schedule,
                     )
@@ -173,9 +171,7 @@ def make_optimizer(model: Any, settings: Training) -> torch.optim.AdamW:
 def _batches_of(task: Task, epoch: int, settings: Training, seed: int) -> list[np.ndarray]:
     rows = task.draw(epoch)
     rng = numerics.generator(seed, "batches", epoch)
-    cut = token_batches(
-        task.tokens.lengths[rows], budget=settings.token_budget, limit=settings.batch_limit, rng=rng
-    )
+    cut = token_batches(task.tokens.lengths[rows], budget=settings.token_budget, limit=settings.batch_limit, rng=rng)
     return [rows[batch] for batch in cut]
 
 
@@ -209,9 +205,7 @@ def _save_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         partial.replace(path)
 
 
-def _checkpoint(
-    model: Any, optimizer: torch.optim.AdamW, position: _Position, history: History, folder: Path
-) -> None:
+def _checkpoint(model: Any, optimizer: torch.optim.AdamW, position: _Position, history: History, folder: Path) -> None:
     """Write a checkpoint beside the last one, then swap them: one whole checkpoint exists at any moment."""
     fresh, current, old = (folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
     shutil.rmtree(fresh, ignore_errors=True)

@@ -98,8 +98,8 @@ class _Fillers:
         return self._own(self._rng.choice(templates.ASIDES))
 
     def gap(self) -> Nodes:
-        """Usually nothing, else one harmless line."""
-        return (self.note(),) if self._rng.random() < 0.3 else ()
+        """A few harmless lines."""
+        return tuple(self.note() for _ in range(1 + min(int(self._rng.expovariate(1.0)), 4)))
 
     def some(self, count: int) -> tuple[tuple[str, ...], list[Nodes]]:
         """Return declarations and `count` groups of statements."""
@@ -138,8 +138,8 @@ def _cores(rng: random.Random, scene: Scene, fillers: _Fillers) -> tuple[str, No
         return "swapped", (scene.first, *gap, scene.second), (scene.second, *gap, scene.first)
     if isinstance(scene, Bracketed):
         note = fillers.note()
-        inside = (scene.enter, scene.step, scene.leave, note)
-        outside = (scene.enter, note, scene.leave, scene.step)
+        inside = (note, scene.enter, scene.step, scene.leave)
+        outside = (scene.step, scene.enter, note, scene.leave)
         return ("bracket", inside, outside) if scene.inside else ("bracket", outside, inside)
     assert isinstance(scene, Guarded)
     ways = [way for way in _MECHANISMS if way != "slack" or scene.slack]
@@ -154,23 +154,21 @@ def _late(rng: random.Random, scene: Guarded, fillers: _Fillers) -> tuple[Nodes,
 
 
 def _toothless(rng: random.Random, scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
-    """The check only takes a note; a check of something else gives up."""
-    note, aside, gap = fillers.note(), fillers.aside(), fillers.gap()
-    check_first = rng.random() < 0.5
+    """The check only takes a note."""
+    note, gap = fillers.note(), fillers.gap()
 
-    def checks(bad: str, other: str) -> Nodes:
-        blocks = (Block(f"if ({scene.bad})", (bad,)), Block(f"if ({aside})", (other,)))
-        return (*(blocks if check_first else blocks[::-1]), *gap, scene.sink)
+    def body(consequence: str) -> Nodes:
+        return (Block(f"if ({scene.bad})", (consequence,)), *gap, scene.sink)
 
-    return checks(REJECT, note), checks(note, REJECT)
+    return body(REJECT), body(note)
 
 
 def _outside(rng: random.Random, scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
     """The access stands beside the block that should hold it."""
-    note = fillers.note()
-    safe: Nodes = (Block(f"if ({scene.good})", (scene.sink,)), note)
-    vulnerable: Nodes = (Block(f"if ({scene.good})", (note,)), scene.sink)
-    return (safe, vulnerable) if rng.random() < 0.5 else (safe[::-1], vulnerable[::-1])
+    note, gap = fillers.note(), fillers.gap()
+    safe = (note, *gap, Block(f"if ({scene.good})", (scene.sink,)))
+    vulnerable = (scene.sink, *gap, Block(f"if ({scene.good})", (note,)))
+    return safe, vulnerable
 
 
 def _missing(rng: random.Random, scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
@@ -188,7 +186,7 @@ def _slack(rng: random.Random, scene: Guarded, fillers: _Fillers) -> tuple[Nodes
 
 
 _MECHANISMS = {"late": _late, "toothless": _toothless, "outside": _outside, "missing": _missing, "slack": _slack}
-_WEIGHTS = {"late": 0.3, "toothless": 0.3, "outside": 0.2, "missing": 0.1, "slack": 0.1}
+_WEIGHTS = {"late": 0.4, "toothless": 0.15, "outside": 0.25, "missing": 0.15, "slack": 0.05}
 
 
 @dataclass(frozen=True)
@@ -204,13 +202,11 @@ class _Frame:
 
     @classmethod
     def draw(cls, rng: random.Random, scene: Scene, fillers: _Fillers) -> _Frame:
-        needs, bodies = fillers.some(min(int(rng.expovariate(0.45)), 14))
-        cut = rng.randint(0, len(bodies))
-        before = [*bodies[:cut], scene.setup] if rng.random() < 0.5 else [scene.setup, *bodies[:cut]]
-        owns_something = any(isinstance(node, Block) for node in scene.setup)
-        if not owns_something and rng.random() < 0.3:  # giving up while holding something would be a leak
-            body = REJECT if rng.random() < 0.5 else fillers.note()
-            before.insert(0, (Block(f"if ({fillers.aside()})", (body,)),))
+        needs, bodies = fillers.some(min(int(rng.expovariate(1.0)), 14))
+        cut = min(len(bodies), int(rng.random() < 0.15))
+        before = [scene.setup, *bodies[:cut]]
+        if not (scene.locals or needs):
+            before.insert(0, (fillers.note(),))
         answer = rng.choice(templates.ANSWERS)
         return cls(
             params=scene.params,

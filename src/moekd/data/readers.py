@@ -280,22 +280,22 @@ def _read_bigvul_csv(source: Source, where: str) -> Iterator[list[_Function]]:
     where they differ in comments or white space only, because the label then stands for no change of code. With
     `vul` 0 the function was not touched by the fix, and gets no CWE: the record's is that of another function.
     """
-    for row in _csv_rows(where, required=BIGVUL_COLUMNS):
+    for number, row in _csv_rows(where, required=BIGVUL_COLUMNS):
         if isinstance(row, _Unusable):
             yield [row]
             continue
-        vulnerable = _label(row["vul"]) == 1
+        index = row.get("") or str(number)  # the first column has no name; it is BigVul's index
         common = {
-            "row_id": row.get(""),  # the first column has no name; it is BigVul's index
+            "row_id": index,
             "cve": row["CVE ID"],
             "project": row["project"],
             "commit_id": row["commit_id"],
             "date": row["Publish Date"],
         }
-        if not vulnerable:
+        if _label(row["vul"]) != 1:
             yield [common | {"func": row["func_before"], "label": row["vul"], "kind": "unchanged"}]
             continue
-        common |= {"cwe": row["CWE ID"], "pair_id": row.get("")}
+        common |= {"cwe": row["CWE ID"], "pair_id": index}
         before = common | {"func": row["func_before"], "label": 1, "kind": "vulnerable"}
         after = common | {"func": row["func_after"], "label": 0, "kind": "fixed"}
         if not row["func_after"]:
@@ -310,7 +310,8 @@ def _same_code(before: str, after: str) -> bool:
     return "".join(normalise(before).split()) == "".join(normalise(after).split())
 
 
-def _csv_rows(where: str, *, required: tuple[str, ...]) -> Iterator[dict[str, str] | _Unusable]:
+def _csv_rows(where: str, *, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str] | _Unusable]]:
+    """Yield each record's number, from 1, and its values by column."""
     path = Path(where)
     with _reading(path), _open_text(path) as stream, _csv_field_limit():
         # strict: a file that ends inside a quoted field is an error, not a last record.
@@ -324,10 +325,10 @@ def _csv_rows(where: str, *, required: tuple[str, ...]) -> Iterator[dict[str, st
             faulty = None
             for number, row in enumerate(rows, start=1):
                 if faulty:
-                    yield faulty
+                    yield number - 1, faulty
                     faulty = None
                 if len(row) == len(header):
-                    yield dict(zip(header, row, strict=True))
+                    yield number, dict(zip(header, row, strict=True))
                 else:
                     faulty = _Unusable("wrong number of columns", f"{len(row)}, the header has {len(header)}")
         except csv.Error as error:
@@ -484,7 +485,7 @@ def _reading(path: Path) -> Iterator[None]:
 def _open_text(path: Path) -> IO[str]:
     """Open as UTF-8, gunzipped if so named; bytes that are none become lone surrogates, see `_encodes`."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 @contextmanager

@@ -42,6 +42,4 @@ def _require_same_logits(student: Tensor, teacher: Tensor) -> None:
             f"teacher logits have shape {tuple(teacher.shape)}, student {tuple(student.shape)}; they must be equal"
         )
     if student.ndim != 2 or student.shape[1] < 2:
-        raise ValueError(
-            f"logits must be (batch, classes) with two classes or more, got {tuple(student.shape)}"
-        )
+        raise ValueError(f"logits must be (batch, classes) with two classes or more, got {tuple(student.shape)}")

@@ -58,8 +58,7 @@ def train_student(
         loss=_loss(settings, inputs, parts["train_b"]),
         measure=lambda model: float(
             (
-                predict(model, tokens["valid"], pad_id=tokenizer.pad_token_id, bf16=training.bf16).argmax(1)
-                == labels
+                predict(model, tokens["valid"], pad_id=tokenizer.pad_token_id, bf16=training.bf16).argmax(1) == labels
             ).mean()
         ),
     )
@@ -67,9 +66,7 @@ def train_student(
     classifier = Classifier(model, tokenizer, shape.max_length)
     classifier.save_pretrained(folder / "model")
     answers = [predict(model, tokens[part], pad_id=tokenizer.pad_token_id) for part in ("valid", "test")]
-    save_scores(
-        folder / "predictions.npz", scores_of(parts["valid"] + parts["test"], np.concatenate(answers))
-    )
+    save_scores(folder / "predictions.npz", scores_of(parts["valid"] + parts["test"], np.concatenate(answers)))
     forget_checkpoints(folder)
     texts = [sample.func for sample in parts["test"][:_LATENCY_SAMPLES]]
     sizes = {name: (folder / "model" / name).stat().st_size for name in SHIPPED}

@@ -32,9 +32,7 @@ class Corpus:
     def load(inputs: Mapping[str, Path]) -> Corpus:
         samples = load_parts(inputs["data"])
         folder = inputs["encoder"]
-        return Corpus(
-            samples, {part: Tokens.load(folder / f"{part}.npz") for part in samples}, load_tokenizer(folder)
-        )
+        return Corpus(samples, {part: Tokens.load(folder / f"{part}.npz") for part in samples}, load_tokenizer(folder))
 
     @property
     def pad_id(self) -> int:
@@ -65,6 +63,4 @@ def save_logits(logits: Mapping[Part, np.ndarray], corpus: Corpus, folder: Path)
     """Write the logits of train_b to targets.npz, those of valid and test to predictions.npz."""
     save_scores(folder / "targets.npz", scores_of(corpus.samples["train_b"], logits["train_b"]))
     judged = corpus.samples["valid"] + corpus.samples["test"]
-    save_scores(
-        folder / "predictions.npz", scores_of(judged, np.concatenate([logits["valid"], logits["test"]]))
-    )
+    save_scores(folder / "predictions.npz", scores_of(judged, np.concatenate([logits["valid"], logits["test"]])))

@@ -78,9 +78,7 @@ def train_shared(
         loss=loss,
         measure=lambda model: float(
             (
-                predict(model, corpus.tokens["valid"], pad_id=corpus.pad_id, bf16=training.bf16)[
-                    :, :2
-                ].argmax(1)
+                predict(model, corpus.tokens["valid"], pad_id=corpus.pad_id, bf16=training.bf16)[:, :2].argmax(1)
                 == valid
             ).mean()
         ),
@@ -128,9 +126,7 @@ def embed(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, *, 
     training = settings.experts.training
     model = new_model(settings, corpus, training, LABELS, numerics.seed_of(seed, "embed"))
     samples = [sample for part in PARTS for sample in corpus.samples[part]]
-    values = [
-        features(model, corpus.tokens[part], pad_id=corpus.pad_id, bf16=training.bf16)[0] for part in PARTS
-    ]
+    values = [features(model, corpus.tokens[part], pad_id=corpus.pad_id, bf16=training.bf16)[0] for part in PARTS]
     write_arrays(
         folder / "embeddings.npz",
         {
@@ -237,9 +233,7 @@ def _targets(
 
     groups = corpus.groups(part, group_of)
     target = (groups[:, None] == np.arange(count)).astype(np.int64)
-    negative = (
-        target == 0 if experts.negatives == "all" else (corpus.labels(part) == 0)[:, None] & (target == 0)
-    )
+    negative = target == 0 if experts.negatives == "all" else (corpus.labels(part) == 0)[:, None] & (target == 0)
     per_positive = 0.5 * len(target) / np.maximum(1, target.sum(0))
     per_negative = 0.5 * len(target) / np.maximum(1, negative.sum(0))
     weight = target * per_positive + negative * per_negative

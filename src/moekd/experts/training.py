@@ -46,9 +46,7 @@ def train_teacher(
         loss=partial(_cross_entropy, labels),
         measure=lambda model: float((_decisions(model, corpus, training) == valid).mean()),
     )
-    history = fit(
-        model, task, training, pad_id=corpus.pad_id, seed=numerics.seed_of(seed, "teacher"), folder=folder
-    )
+    history = fit(model, task, training, pad_id=corpus.pad_id, seed=numerics.seed_of(seed, "teacher"), folder=folder)
     save_model(model, corpus, folder / "model", settings)
     save_answers(model, corpus, folder, bf16=False)
     forget_checkpoints(folder)
@@ -212,9 +210,7 @@ def group_counts(names: Sequence[str], groups: np.ndarray) -> dict[str, int]:
     return {name: int((groups == index).sum()) for index, name in enumerate(names)}
 
 
-def new_model(
-    settings: MoekdSettings, corpus: Corpus, training: Training, labels: Sequence[str], seed: int
-) -> Any:
+def new_model(settings: MoekdSettings, corpus: Corpus, training: Training, labels: Sequence[str], seed: int) -> Any:
     return build(settings.encoder, corpus.tokenizer, labels=labels, seed=seed, dropout=training.dropout)
 
 

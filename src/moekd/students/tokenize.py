@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from moekd.config import MoekdSettings
 
 
-def tokenize(
-    settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, *, student: str
-) -> dict[str, Any]:
+def tokenize(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, *, student: str) -> dict[str, Any]:
     """Stage: train the shape's BPE on the student's training text only and encode train_b, valid and test."""
     from moekd.data import load_parts
     from moekd.students.shapes import shape_named
@@ -22,9 +20,7 @@ def tokenize(
     shape = shape_named(student)
     parts = load_parts(inputs["data"])
     texts = [sample.func for sample in parts["train_b"]]
-    tokenizer = train_bpe(
-        texts, vocabulary=shape.vocabulary, max_length=shape.max_length, lowercase=shape.lowercase
-    )
+    tokenizer = train_bpe(texts, vocabulary=shape.vocabulary, max_length=shape.max_length, lowercase=shape.lowercase)
     tokenizer.save_pretrained(str(folder))
     facts: dict[str, Any] = {"vocabulary": len(tokenizer), "vocabulary_asked": shape.vocabulary}
     for part in ("train_b", "valid", "test"):

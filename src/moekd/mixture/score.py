@@ -12,7 +12,8 @@ from moekd.classifier import Classifier, predict
 from moekd.experts.corpus import ANSWERED, Corpus
 from moekd.experts.shared import load_features, score_heads
 from moekd.files import read_arrays, write_arrays
-from moekd.mixture import Table, save_table, top_k
+from moekd.mixture.fusion import top_k
+from moekd.mixture.table import Table, save_table
 from moekd.partition import load as load_groups
 from moekd.scorer import aligned, load_scores
 from moekd.tokens import Tokens
