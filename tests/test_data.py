@@ -191,7 +191,7 @@ def test_the_report_by_hand(tmp_path):
     text = describe.render(report)
     assert text.startswith("83 functions read = 80 kept + 3 dropped\n")
     assert "second.jsonl, row 21: label is neither 0 nor 1 (got 'x')" in text
-    assert "\nsecond               0          20\n" in text
+    assert f"\nsecond  {0:>16}{20:>12}\n" in text
     assert "balanced by" not in text  # no table without a row
 
 

@@ -163,7 +163,7 @@ def _start_positions_as_sinusoids(weight: torch.Tensor, standard_deviation: floa
         weight.copy_(waves * standard_deviation * 2**0.5)  # a sinusoid's deviation is 1 / sqrt(2)
 
 
-def predict(model: Any, tokens: Tokens, *, pad_id: int, bf16: bool = False, budget: int = 8192) -> np.ndarray:
+def predict(model: Any, tokens: Tokens, *, pad_id: int, bf16: bool = False, budget: int = 4096) -> np.ndarray:
     """Return the logits of all texts, float32, (texts, classes), in their order.
 
     fp32 by default: figures are quoted from it. bf16 is for validation while training and for score tables.

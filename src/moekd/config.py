@@ -60,7 +60,7 @@ class Data(Settings):
     balance: bool = True  # one non-vulnerable function of the same project and length for each vulnerable one
     include_fixed: bool = False  # take functions after their fix as non-vulnerable candidates
     length_tolerance: float = Field(0.2, ge=0)  # share of the vulnerable function's lines
-    near_duplicate_jaccard: float = Field(0.7, gt=0, le=1)  # of token 5-gram sets, estimated by MinHash
+    near_duplicate_jaccard: float = Field(0.7, gt=0, le=1)  # of token 5-gram sets; candidates by MinHash
     max_characters: int = Field(40_000, ge=100)  # longer functions are dropped, with that reason
     limit: int | None = Field(None, ge=40)  # keep this many functions after balancing, drawn by seed
     shuffle_labels: bool = False  # a control: labels at random, so nothing can be learned

@@ -17,6 +17,7 @@ import numpy as np
 
 from moekd import console, numerics
 from moekd.classifier import model_inputs
+from moekd.errors import OutputError, SettingsError
 from moekd.files import read_json, write_json, writing
 from moekd.tokens import Tokens, token_batches
 
@@ -88,7 +89,7 @@ def fit(model: Any, task: Task, settings: Training, *, pad_id: int, seed: int, f
         seed: of the batches and of dropout.
         folder: holds `checkpoint/` and `best.safetensors` until the run is done; resumed from when present.
     Raises:
-        FloatingPointError: the loss is no longer finite.
+        SettingsError: the loss is no longer finite.
         OutputError: a checkpoint cannot be written.
     """
     import torch
@@ -114,8 +115,7 @@ def fit(model: Any, task: Task, settings: Training, *, pad_id: int, seed: int, f
                         warmup=settings.warmup,
                         schedule=settings.schedule,
                     )
-                if settings.dropout:
-                    torch.manual_seed(numerics.seed_of(seed, "dropout", position.epoch, position.batch))
+                torch.manual_seed(numerics.seed_of(seed, "dropout", position.epoch, position.batch))
                 loss = _step(model, task, optimizer, rows, settings, pad_id)
                 position.loss_sum += loss * len(rows)
                 position.rows_done += len(rows)
@@ -185,8 +185,8 @@ def _step(
     loss = task.loss(logits.float(), rows)
     value = float(loss.detach())
     if not np.isfinite(value):
-        raise FloatingPointError(
-            f"{task.name}: the loss became {value}; lower the learning rate ({settings.learning_rate:g})"
+        raise SettingsError(
+            f"{task.name}: the loss became {value}; lower the learning_rate of its training ({settings.learning_rate:g})"
         )
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -196,12 +196,16 @@ def _step(
 
 
 def _save_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = path.with_name(path.name + ".tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, partial)
+        try:
+            save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, partial)
+        except SafetensorError as error:  # the library's word for whatever the disk refuses
+            raise OutputError(f"cannot write {path}: {error}") from error
         partial.replace(path)
 
 

@@ -108,7 +108,7 @@ def features(model: Any, tokens: Tokens, *, pad_id: int, bf16: bool) -> tuple[np
     values = np.zeros((len(tokens), 2 * hidden), dtype=np.float32)
     logits = np.zeros((len(tokens), model.config.num_labels), dtype=np.float32)
     with torch.inference_mode(), numerics.autocast(bf16):
-        for rows in token_batches(tokens.lengths, budget=8192, limit=128):
+        for rows in token_batches(tokens.lengths, budget=4096, limit=128):
             batch = model_inputs(tokens, rows, pad_id)
             answer = model(**batch, output_hidden_states=True)
             states = answer.hidden_states[-1].float()  # (rows, longest, hidden)

@@ -1,0 +1,51 @@
+"""Small things that several test files share: one thread, no network, a few functions, a tokenizer and a model.
+
+Heavy libraries are imported inside the fixtures, so that a file that needs none stays quick.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: results are equal on equal numbers of threads
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def functions():
+    """120 embedded functions, vulnerable ones and their safe twins."""
+    from moekd.data.embedded import generate
+
+    return generate(120, 0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(functions):
+    from moekd.tokens import train_bpe
+
+    return train_bpe([sample.func for sample in functions], vocabulary=400, max_length=64)
+
+
+@pytest.fixture
+def make_model(tokenizer):
+    """1 layer x 32 from random weights; equal seeds give equal weights."""
+    import torch
+
+    from moekd.classifier import roberta
+
+    def make(seed: int = 0, *, dropout: float = 0.0, labels=("not_vulnerable", "vulnerable")):
+        torch.manual_seed(seed)
+        return roberta(
+            tokenizer=tokenizer,
+            max_length=64,
+            layers=1,
+            hidden=32,
+            heads=2,
+            intermediate=32,
+            dropout=dropout,
+            labels=labels,
+        )
+
+    return make
