@@ -270,6 +270,7 @@ def test_a_killed_run_continues(settings, tmp_path, capsys):
     assert 1 <= begun < 10
     assert [one.state for one in status([SQUARE], settings)] == ["partial", "missing"]
     (part / "progress.txt.tmp").write_text("half")
+    (part / ".tmpx1Y2z3").write_text("half, of safetensors")
 
     (tmp_path / "runs" / "slow").unlink()
     folders = run_steps([SQUARE], settings)

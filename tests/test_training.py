@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -219,14 +220,16 @@ def test_killed_and_continued(tmp_path):
     outcomes = json.loads(done.stdout.splitlines()[-1])
     assert len(outcomes) == 2 * len(KILLS)
     assert [outcome for outcome in outcomes if outcome["differs"]] == []
+    assert max(outcome["steps_of_last_run"] for outcome in outcomes) < 3 * STEPS  # continued, not begun again
 
 
-#: Where to kill: at the n-th call of the loss, or at the n-th renaming of a file or folder. A checkpoint after each
-#: step renames its four files (weights, optimiser, state), then the last checkpoint away and itself into its place.
+#: Where to kill, attempt by attempt: at the n-th call of the loss or the measure, or before the n-th renaming of a file
+#: or folder. A checkpoint after each step renames three files, the last checkpoint away, and itself into its place.
 KILLS = (
     [("loss", 1), ("loss", 6)],  # before the first checkpoint; in the middle of the second epoch
-    [("rename", n) for n in range(6, 11)],  # each of the second checkpoint's
-    [("measure", 2), ("loss", 4)],  # an epoch is trained, its weights not yet judged; in the last step
+    [("model.safetensors.tmp", 2), ("optimizer.safetensors.tmp", 2), ("state.json.tmp", 2)],
+    [("checkpoint", 2), ("checkpoint.new", 2)],  # the latter leaves checkpoint.old alone
+    [("measure", 2), ("best.safetensors.tmp", 1), ("loss", 4)],  # an epoch is trained, its weights not yet kept
 )
 
 
@@ -246,9 +249,9 @@ def compare(folder: str) -> None:
                 ended = in_a_child(lambda p=place, d=dropout, w=what, c=count: train(p, d, kill=(w, c)))
                 assert ended == -signal.SIGKILL, (what, count, ended)
             assert in_a_child(lambda p=place, d=dropout: train(p, d)) == 0
-            history, weights = result(place)
+            history, weights, steps = result(place)
             same = history == wanted[0] and all(torch.equal(weights[n], wanted[1][n]) for n in wanted[1])
-            outcomes.append({"dropout": dropout, "kills": kills, "differs": not same})
+            outcomes.append({"dropout": dropout, "kills": kills, "differs": not same, "steps_of_last_run": steps})
     print(json.dumps(outcomes))
 
 
@@ -284,7 +287,7 @@ def train(folder: Path, dropout: float, kill: tuple[str, int] | None = None) -> 
             max_position_embeddings=20,
         )
     )
-    calls = {"loss": 0, "rename": 0, "measure": 0}
+    calls: Counter[str] = Counter()
 
     def called(what: str) -> None:
         calls[what] += 1
@@ -294,7 +297,7 @@ def train(folder: Path, dropout: float, kill: tuple[str, int] | None = None) -> 
     rename = Path.replace
 
     def replace(self, target):
-        called("rename")
+        called(self.name)
         return rename(self, target)
 
     plain = task()
@@ -317,10 +320,12 @@ def train(folder: Path, dropout: float, kill: tuple[str, int] | None = None) -> 
         folder=folder,
     )
     save_file(model.state_dict(), folder / "final.safetensors")
-    (folder / "history.json").write_text(json.dumps(asdict(history)))
+    (folder / "history.json").write_text(json.dumps(asdict(history) | {"steps": calls["loss"]}))
 
 
-def result(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+def result(folder: Path) -> tuple[dict, dict[str, torch.Tensor], int]:
+    """History without seconds, final weights, and the steps that the last process made."""
     history = json.loads((folder / "history.json").read_text())
     assert history.pop("seconds") > 0
-    return history, load_file(folder / "final.safetensors")
+    steps = history.pop("steps")
+    return history, load_file(folder / "final.safetensors"), steps

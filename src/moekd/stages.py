@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moekd.errors import SettingsError
 from moekd.steps import Step, run_steps
 
 if TYPE_CHECKING:
@@ -38,7 +39,22 @@ def run(settings: MoekdSettings) -> Path:
     Finished steps are reused, and a run that was stopped at any moment continues.
     """
     steps = plan(settings)
-    return run_steps(steps, settings)[steps[-1].label]
+    results = steps[-1]
+    _require_experts(settings, results.needs["partition"])
+    return run_steps(steps, settings)[results.label]
+
+
+def _require_experts(settings: MoekdSettings, partition: Step) -> None:
+    """Refuse a k that the data's groups cannot serve before anything is trained."""
+    from moekd.partition import load
+
+    names = load(run_steps([partition], settings)[partition.label]).names
+    if settings.mixture.k > len(names):
+        raise SettingsError(
+            f"mixture.k = {settings.mixture.k}, but these data have {len(names)} groups, so as many experts: "
+            f"{', '.join(names)}. Set mixture.k to 1 ... {len(names)}, lower partition.min_samples, or pin "
+            "more groups with partition.groups"
+        )
 
 
 def plan(settings: MoekdSettings) -> list[Step]:
@@ -118,6 +134,15 @@ def _teacher_side(settings: MoekdSettings, data: Step, encoder: Step, seed: int)
         "scores": scores,
         "mixture": _mixture(data, partition, scores, seed, "mixture", "top-k"),
     }
+    if settings.experts.mode == "full":
+        asked = {name: systems[name] for name in ("router", "experts", "mixture")}
+        systems["saved mixture"] = Step(
+            "saved-mixture",
+            "moekd.mixture.model:save_mixture",
+            reads=("mixture",),
+            needs={"partition": partition, **asked},
+            variant={"seed": seed},
+        )
     if "ensemble" in settings.student.systems:
         systems["ensemble"] = _mixture(data, partition, scores, seed, "ensemble", "ensemble")
     if "random-partition" in settings.student.systems:

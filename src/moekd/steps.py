@@ -228,7 +228,7 @@ def _begin_attempt(part: Path) -> tuple[float, float]:
 
 
 def _write_manifest(part: Path, identity: dict[str, Any], seconds: float, facts: Any) -> None:
-    for leftover in part.rglob("*.tmp"):  # of a write that was killed
+    for leftover in (*part.rglob("*.tmp"), *part.rglob(".tmp*")):  # of a write, ours or safetensors', that was killed
         leftover.unlink()
     paths = sorted(path for path in part.rglob("*") if path.is_file())
     files = {

@@ -58,7 +58,7 @@ class Tokens:
         return Tokens(arrays["flat"], arrays["offsets"])
 
     @staticmethod
-    def of(rows: Iterable[Sequence[int]]) -> Tokens:
+    def of(rows: Iterable[Sequence[int] | np.ndarray]) -> Tokens:
         arrays = [np.asarray(row, dtype=np.int32) for row in rows]
         offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
         np.cumsum([len(a) for a in arrays], out=offsets[1:])

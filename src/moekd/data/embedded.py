@@ -242,7 +242,7 @@ class _Names:
         words = templates.ROLES.get(role, (role,))
         taken = _DECLARED | set(self._of.values())
         name = self._rng.choice(words)
-        if self._style != "bare" and self._rng.random() < 0.6:
+        if self._style != "bare" and self._rng.random() < 0.45:
             name = self._join(self._rng.choice(templates.NOUNS), name)
         while name in taken:
             name = self._join(self._rng.choice(templates.NOUNS), self._rng.choice(words))
@@ -255,11 +255,11 @@ class _Names:
 
 
 def _text(rng: random.Random) -> str:
-    return f'"{rng.choice(templates.NOUNS)} {rng.choice(templates.VERBS)}"'
+    return f'"{rng.choice(templates.NOUNS)}"'
 
 
 _LITERALS: dict[str, Callable[[random.Random], str]] = {
-    "num": lambda rng: str(rng.randint(1, 40)),
+    "num": lambda rng: rng.choice(("1", "2", "3", "4", "5", "7", "8", "10", "16", "20")),
     "size": lambda rng: rng.choice(("32", "64", "128", "256", "512")),
     "text": _text,
     "command": lambda rng: f'"{rng.choice(templates.COMMANDS)}"',

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from moekd.errors import DataError
-from moekd.files import read_json, sha256_file, sha256_text, write_json
+from moekd.files import read_json, sha256_file, sha256_text, write_json, writing
 from moekd.mixture.fusion import Fusion, Weights, fuse, top_k
+from moekd.partition import load as load_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from moekd.config import MoekdSettings
     from moekd.records import Scorer
 
 _CONFIG = "moe.json"
@@ -93,16 +97,13 @@ class Mixture:
             if not isinstance(scorer, SavedScorer):
                 raise ValueError(f"{name!r} is a {type(scorer).__name__}, which has no save_pretrained")
             scorer.save_pretrained(folder / name)
-        write_json(
-            folder / _CONFIG,
-            {
-                "groups": list(self.groups),
-                "k": self.k,
-                "weights": self.weights,
-                "fusion": self.fusion,
-                "temperatures": list(self.temperatures),
-                "digests": {name: _digest_of(folder / name) for name in scorers},
-            },
+        _write_config(
+            folder,
+            groups=self.groups,
+            k=self.k,
+            weights=self.weights,
+            fusion=self.fusion,
+            temperatures=self.temperatures,
         )
 
     @classmethod
@@ -125,6 +126,53 @@ class Mixture:
                 )
         router, *experts = (Classifier.from_pretrained(folder / name) for name in (_ROUTER, *stored["groups"]))
         return cls(router, experts, **stored)
+
+
+def save_mixture(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, *, seed: int) -> dict[str, Any]:
+    """Stage: router and experts of a run as one saved mixture, `model/`, to be loaded by `Mixture.from_pretrained`.
+
+    The weights are hard links where the file system has them, so that ten experts are not stored twice.
+
+    Args:
+        inputs: `partition`, `router`, `experts` in `full` mode, and `mixture` for the temperatures.
+    """
+    groups = load_groups(inputs["partition"]).names
+    model = folder / "model"
+    _link(inputs["router"] / "model", model / _ROUTER)
+    for name in groups:
+        _link(inputs["experts"] / f"expert-{name}", model / name)
+    temperatures = read_json(inputs["mixture"] / "manifest.json")["facts"]["temperatures"]
+    wanted = settings.mixture
+    _write_config(
+        model,
+        groups=groups,
+        k=wanted.k,
+        weights=wanted.weights,
+        fusion=wanted.fusion,
+        temperatures=[temperatures[name] for name in groups],
+    )
+    return {"experts": len(groups)}
+
+
+def _link(source: Path, target: Path) -> None:
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(one, other)
+
+    with writing(target):
+        shutil.rmtree(target, ignore_errors=True)  # of a killed attempt
+        shutil.copytree(source, target, copy_function=link, ignore=shutil.ignore_patterns("history.json"))
+
+
+def _write_config(folder: Path, *, groups: Sequence[str], temperatures: Sequence[float], **settings: Any) -> None:
+    """Write `moe.json`, last, with the digests of the sub-folders it belongs to."""
+    digests = {name: _digest_of(folder / name) for name in (_ROUTER, *groups)}
+    write_json(
+        folder / _CONFIG,
+        {"groups": list(groups), **settings, "temperatures": list(temperatures), "digests": digests},
+    )
 
 
 def _digest_of(folder: Path) -> str:
