@@ -17,8 +17,8 @@ from moekd.evaluate import (
     detection,
     difference,
     estimate,
-    evaluate,
     mcnemar,
+    measure,
     over_seeds,
     resamples,
     routing,
@@ -222,7 +222,7 @@ def test_evaluate_scores_texts():
         Sample("b", "longer one;", 1, "toy"),
         Sample("c", ";", 0, "toy"),
     ]
-    found = evaluate(LongIsVulnerable(), samples, bootstrap=100)
+    found = measure(LongIsVulnerable(), samples, bootstrap=100)
     assert found["accuracy"].value == pytest.approx(2 / 3)
     assert found["auroc"].value == 1.0
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from moekd.data import read_samples
     from moekd.distill.losses import soft_target_loss
     from moekd.errors import MoekdError
-    from moekd.evaluate import evaluate
+    from moekd.evaluate import measure
     from moekd.mixture import Mixture, fuse
     from moekd.records import Sample
     from moekd.settings_loading import load_settings
@@ -24,7 +24,7 @@ _HOME = {
     "Mixture": "moekd.mixture",
     "MoekdError": "moekd.errors",
     "Sample": "moekd.records",
-    "evaluate": "moekd.evaluate",
+    "measure": "moekd.evaluate",
     "fuse": "moekd.mixture",
     "load_settings": "moekd.settings_loading",
     "read_samples": "moekd.data",
@@ -37,9 +37,9 @@ __all__ = [
     "Mixture",
     "MoekdError",
     "Sample",
-    "evaluate",
     "fuse",
     "load_settings",
+    "measure",
     "read_samples",
     "run",
     "soft_target_loss",

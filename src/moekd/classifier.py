@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moekd import numerics
+from moekd.errors import SettingsError
 from moekd.records import LABELS
 from moekd.tokens import Tokens, encode, token_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import torch
@@ -42,10 +44,14 @@ class Classifier:
             str(folder), revision=revision, attn_implementation=numerics.attention()
         )
         tokenizer = AutoTokenizer.from_pretrained(str(folder), revision=revision)
-        return cls(model.to(numerics.device()).eval(), tokenizer, length_limit(model, tokenizer))
+        return cls(model.to(numerics.device()).eval(), tokenizer, length_limit(model.config, tokenizer))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and the tokenizer's files."""
+        """Write config.json, model.safetensors and the tokenizer's files.
+
+        `transformers.pipeline("text-classification", model=folder, truncation=True)` works on them; without
+        `truncation` it fails on a text that is longer than the model can read.
+        """
         self.model.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
 
@@ -57,12 +63,24 @@ class Classifier:
         return predict(self.model, self.encode(texts), pad_id=self.tokenizer.pad_token_id)
 
 
-def length_limit(model: Any, tokenizer: Any) -> int:
+def length_limit(config: Any, tokenizer: Any) -> int:
     """Tokens a model can read: RoBERTa's positions start behind the padding id, so two of them are not usable."""
-    positions = getattr(model.config, "max_position_embeddings", None) or 512
-    if model.config.model_type in {"roberta", "camembert", "xlm-roberta"}:
-        positions -= model.config.pad_token_id + 1
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    if config.model_type in {"roberta", "camembert", "xlm-roberta"}:
+        positions -= config.pad_token_id + 1
     return int(min(positions, tokenizer.model_max_length))
+
+
+@contextmanager
+def loading(encoder: Encoder) -> Iterator[None]:
+    """Turn the library's failure to load `encoder.name` into a SettingsError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"encoder.name = {encoder.name!r} could not be loaded: {str(error).splitlines()[0]} "
+            'Give the folder of a saved encoder, a hub name reachable from here, or "random".'
+        ) from error
 
 
 def build(encoder: Encoder, tokenizer: Any, *, labels: Sequence[str] = LABELS, seed: int, dropout: float) -> Any:
@@ -72,6 +90,8 @@ def build(encoder: Encoder, tokenizer: Any, *, labels: Sequence[str] = LABELS, s
         labels: class names; their number is the width of the head.
         seed: of every randomly initialised weight (of the head alone for a pre-trained encoder).
         dropout: of hidden states; attention dropout is 0, because drawing its masks costs more than the attention.
+    Raises:
+        SettingsError: the named encoder cannot be loaded.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -89,21 +109,24 @@ def build(encoder: Encoder, tokenizer: Any, *, labels: Sequence[str] = LABELS, s
             dropout=dropout,
             labels=labels,
         )
-    config = AutoConfig.from_pretrained(encoder.name, revision=encoder.revision, id2label=names)
-    config.label2id = {name: index for index, name in names.items()}
-    for field in ("hidden_dropout_prob", "mlp_dropout", "embedding_dropout", "classifier_dropout"):
-        if hasattr(config, field):
-            setattr(config, field, dropout)
-    for field in ("attention_probs_dropout_prob", "attention_dropout"):
-        if hasattr(config, field):
-            setattr(config, field, 0.0)
-    return AutoModelForSequenceClassification.from_pretrained(
-        encoder.name,
-        revision=encoder.revision,
-        config=config,
-        ignore_mismatched_sizes=True,
-        attn_implementation=numerics.attention(),
-    )
+    with loading(encoder):
+        config = AutoConfig.from_pretrained(encoder.name, revision=encoder.revision, id2label=names)
+        config.label2id = {name: index for index, name in names.items()}
+        _set_dropout(config, dropout)
+        return AutoModelForSequenceClassification.from_pretrained(
+            encoder.name,
+            revision=encoder.revision,
+            config=config,
+            ignore_mismatched_sizes=True,
+            attn_implementation=numerics.attention(),
+        )
+
+
+def _set_dropout(config: Any, dropout: float) -> None:
+    """Architectures name their dropouts differently; attention ones have "attention" or "attn" in the name."""
+    for field in config.to_dict():
+        if "dropout" in field or field.endswith("_pdrop"):
+            setattr(config, field, 0.0 if "att" in field else dropout)
 
 
 def roberta(

@@ -242,7 +242,7 @@ def _interval(draws: np.ndarray, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def evaluate(
+def measure(
     scorer: Scorer, samples: Sequence[Sample], *, bootstrap: int = 1000, confidence: float = 0.95
 ) -> dict[str, Estimate]:
     """Score labelled samples and return every detection measure with its interval.

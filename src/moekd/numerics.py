@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,17 +41,32 @@ def configure(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+    if "GLIBC_TUNABLES" not in os.environ:
         _keep_large_blocks()
 
 
+def release_memory() -> None:
+    """Return freed blocks to the kernel after all; between epochs, since batches of every length leave gaps."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 def _keep_large_blocks() -> None:
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The GNU C library, or None: elsewhere only speed is lost."""
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library: only speed is lost
-        return
-    mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
-    mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt, libc.malloc_trim  # noqa: B018 - AttributeError where it is another library
+    except (OSError, AttributeError):
+        return None
+    return libc
 
 
 def device() -> torch.device:

@@ -90,7 +90,7 @@ def token_batches(
         batches.append(order[start : start + size])
         start += size
     if rng is not None:
-        rng.shuffle(batches)  # type: ignore[arg-type]
+        rng.shuffle(batches)
     yield from batches
 
 

@@ -133,6 +133,7 @@ def fit(model: Any, task: Task, settings: Training, *, pad_id: int, seed: int, f
                 history.best_epoch = position.epoch
                 _save_weights(model.state_dict(), best_file)
             position = _Position(epoch=position.epoch + 1)
+            numerics.release_memory()
             advance(1)
     model.load_state_dict(load_file(best_file, device=str(numerics.device())))
     model.eval()
@@ -186,7 +187,7 @@ def _step(
     value = float(loss.detach())
     if not np.isfinite(value):
         raise SettingsError(
-            f"{task.name}: the loss became {value}; lower the learning_rate of its training ({settings.learning_rate:g})"
+            f"{task.name}: the loss became {value}; lower its learning_rate, which is {settings.learning_rate:g}"
         )
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)

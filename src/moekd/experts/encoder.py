@@ -32,20 +32,23 @@ def tokenize(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path) 
 
 
 def _tokenizer(encoder: Encoder, half_a: list[str]) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    from moekd.classifier import length_limit, loading
     from moekd.tokens import train_bpe
 
     if encoder.name == "random":
         return train_bpe(half_a, vocabulary=encoder.vocabulary, max_length=encoder.max_length)
-    try:
+    with loading(encoder):
         tokenizer = AutoTokenizer.from_pretrained(encoder.name, revision=encoder.revision)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(encoder.name, revision=encoder.revision)
+    limit = length_limit(config, tokenizer)
+    if encoder.max_length > limit:
         raise SettingsError(
-            f"encoder.name = {encoder.name!r} could not be loaded: {str(error).splitlines()[0]} "
-            'Give the folder of a saved encoder, a hub name reachable from here, or "random".'
-        ) from error
-    tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.max_length)
+            f"encoder.max_length is {encoder.max_length}, but {encoder.name!r} reads {limit} tokens at most; "
+            f"set encoder.max_length to {limit} or less"
+        )
+    tokenizer.model_max_length = encoder.max_length
     return tokenizer
 
 

@@ -158,6 +158,7 @@ def train_heads(
     optimizer = torch.optim.AdamW(heads.values(), lr=settings.experts.head_learning_rate, weight_decay=0.01)
     best = {name: tensor.detach().clone() for name, tensor in heads.items()}
     best_f1 = torch.full((count,), -1.0)
+    unjudged = valid_target.sum(0) == 0  # no function of the group in validation: the last epoch is kept
     for epoch in range(settings.experts.head_epochs):
         order = numerics.generator(seed, "heads", partition, epoch).permutation(len(inputs_a))
         for rows in np.array_split(order, max(1, len(order) // _BATCH)):
@@ -171,7 +172,7 @@ def train_heads(
             optimizer.zero_grad(set_to_none=True)
         with torch.inference_mode():
             f1 = _weighted_f1(head_logits(heads, inputs_valid).argmax(-1), valid_target, valid_weight)
-            for index in torch.nonzero(f1 > best_f1).flatten().tolist():
+            for index in torch.nonzero((f1 > best_f1) | unjudged).flatten().tolist():
                 best_f1[index] = f1[index]
                 for name, tensor in heads.items():
                     best[name][index] = tensor.detach()[index]

@@ -66,7 +66,7 @@ def train_experts(
         if not (target / "history.json").exists():
             history = _train_expert(settings, inputs, corpus, target, index, name, groups.of, seed)
             write_json(target / "history.json", vars(history))  # last: its presence means the expert is whole
-            forget_checkpoints(target)
+        forget_checkpoints(target)
         histories[name] = read_json(target / "history.json")
     return {
         "rows": {"train_seconds": sum(history["seconds"] for history in histories.values())},

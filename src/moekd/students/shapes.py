@@ -98,7 +98,7 @@ def shape_named(name: str) -> Shape:
     if name in SHAPES:
         return SHAPES[name]
     near = difflib.get_close_matches(name, SHAPES, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise SettingsError(f"unknown student shape {name!r} in student.shapes{hint} Known: {', '.join(SHAPES)}")
 
 

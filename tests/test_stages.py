@@ -1,0 +1,372 @@
+"""The whole pipeline: which steps a run has, and small runs of all of them, also killed and damaged ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from micro import settings
+
+from moekd import stages
+from moekd.config import MoekdSettings
+from moekd.data import load_parts
+from moekd.distill import student
+from moekd.errors import SettingsError
+from moekd.files import read_json
+from moekd.mixture import load_table
+from moekd.records import PARTS, Scores
+from moekd.scorer import load_scores, save_scores
+from moekd.steps import Step, read_manifest, run_steps
+
+#: The systems that issue and documents name, and `results.json` must have.
+SYSTEMS = {
+    "length",
+    "bag-of-tokens",
+    "router",
+    "teacher",
+    "mixture",
+    "student-moe",
+    "student-single",
+    "student-hard",
+    "student-ensemble",
+    "student-random-partition",
+}
+
+
+# -------------------------------------------------------------------------------------------------- plan
+
+
+def steps_of(settings: MoekdSettings) -> dict[str, Step]:
+    """All steps of a plan, those that are only needed included, by label; equal labels must mean equal work."""
+    found: dict[str, Step] = {}
+
+    def content(step: Step):
+        needs = {name: content(needed) for name, needed in step.needs.items()}
+        return replace(step, needs={}), needs
+
+    def visit(step: Step) -> None:
+        for needed in step.needs.values():
+            visit(needed)
+        assert repr(content(found.setdefault(step.label, step))) == repr(content(step)), step.label
+
+    for step in stages.plan(settings):
+        visit(step)
+    return found
+
+
+COMMON = {
+    "data",
+    "encoder",
+    "baseline[length]",
+    "baseline[bag-of-tokens-half-a]",
+    "baseline[bag-of-tokens]",
+    "partition[cwe]",
+    "partition[random, seed 0]",
+    "teacher[teacher, seed 0]",
+    "scores[cwe, seed 0]",
+    "scores[random, seed 0]",
+    "mixture[mixture, top-k, seed 0]",
+    "mixture[ensemble, ensemble, seed 0]",
+    "mixture[mixture-random-partition, top-k, seed 0]",
+    "student-tokens[compact-3mb]",
+    *(f"student[student-{system}, compact-3mb, seed 0]" for system in stages.TARGETS),
+    "results",
+}
+FULL = {
+    "router[router, seed 0]",
+    "experts[cwe, seed 0]",
+    "experts[random, seed 0]",
+    "saved-mixture[seed 0]",
+}
+SHARED = {"shared-encoder[router, seed 0]", "expert-heads[cwe, seed 0]", "expert-heads[random, seed 0]"}
+
+
+def test_plan_of_full_experts():
+    assert set(steps_of(settings())) == COMMON | FULL
+
+
+def test_plan_of_shared_experts():
+    """One encoder is router and experts' encoder at once."""
+    steps = steps_of(settings(experts={"mode": "shared"}))
+    assert set(steps) == COMMON | SHARED
+    assert steps["scores[random, seed 0]"].needs["shared"].label == "shared-encoder[router, seed 0]"
+
+
+def test_plan_of_clusters():
+    """k-means groups need the encoder's embeddings, and like the encoder's weights they differ by seed."""
+    steps = steps_of(settings(partition={"scheme": "kmeans", "clusters": 4}))
+    assert set(steps) == (COMMON | FULL | {"embeddings[seed 0]", "partition[kmeans, seed 0]"}) - {"partition[cwe]"}
+    assert steps["partition[kmeans, seed 0]"].needs["embeddings"].label == "embeddings[seed 0]"
+    assert steps["router[router, seed 0]"].needs["partition"].label == "partition[kmeans, seed 0]"
+
+
+def test_controls_nobody_learns_from_are_left_out():
+    steps = steps_of(settings(student={"systems": ["moe", "hard"]}))
+    assert not [label for label in steps if "random" in label or "ensemble" in label or "single" in label]
+    assert "teacher[teacher, seed 0]" in steps  # a row of every table, whoever learns from it
+
+
+def test_two_seeds_share_what_no_seed_changes():
+    steps = steps_of(settings(run={"seeds": [0, 1]}))
+    one = set(steps_of(settings()))
+    assert set(steps) == one | {label.replace("seed 0", "seed 1") for label in one}
+    assert steps["router[router, seed 1]"].needs["partition"].label == "partition[cwe]"
+    assert steps["scores[random, seed 1]"].needs["partition"].label == "partition[random, seed 1]"
+
+
+@pytest.mark.parametrize(("system", "target"), stages.TARGETS.items())
+def test_what_a_student_learns_from(system, target):
+    """Only targets and loss differ between the students, never data, tokens or settings of the training."""
+    steps = steps_of(settings())
+    step = steps[f"student[student-{system}, compact-3mb, seed 0]"]
+    assert step.needs["tokens"].label == "student-tokens[compact-3mb]"
+    assert step.needs["data"].label == "data"
+    if target is None:
+        assert "targets" not in step.needs
+        assert step.reads == ("student.training",)
+    else:
+        assert step.needs["targets"].variant["system"] == target
+        assert step.reads == ("student.training", "distill")
+
+
+# ----------------------------------------------------------------------------------------------- one run
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return read_json(folder / "results.json")["rows"]
+
+
+def timeless(rows: list[dict]) -> list[dict]:
+    """The rows that two runs must have in common to the last digit."""
+    return [row for row in rows if not row["metric"].endswith(("seconds", "_ms", "seconds_over_teacher"))]
+
+
+def accuracies(rows: list[dict]) -> dict[str, float]:
+    return {row["system"]: row["value"] for row in rows if (row["part"], row["metric"]) == ("test", "accuracy")}
+
+
+def folders_of(settings: MoekdSettings) -> dict[str, Path]:
+    """The folders of a finished run by label."""
+    return run_steps(stages.plan(settings), settings)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A finished run of `full` experts: its settings and its last folder."""
+    chosen = settings(tmp_path_factory.mktemp("full") / "runs")
+    return chosen, stages.run(chosen)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    chosen = settings(tmp_path_factory.mktemp("shared") / "runs", experts={"mode": "shared"})
+    return chosen, stages.run(chosen)
+
+
+@pytest.mark.parametrize("mode", ["full", "shared"])
+def test_results_have_every_system(mode, request):
+    _, folder = request.getfixturevalue(mode)
+    found = accuracies(rows_of(folder))
+    assert found.keys() >= SYSTEMS
+    assert all(0 <= value <= 1 for value in found.values())
+    assert (folder / "results.md").exists()
+
+
+@pytest.mark.parametrize("mode", ["full", "shared"])
+def test_nothing_half_done_is_left(mode, request):
+    """No `.part`, no checkpoint, no temporary file; a model's folder holds what ships and nothing else."""
+    chosen, _ = request.getfixturevalue(mode)
+    root = Path(chosen.run.folder)
+    names = {path.name for path in root.rglob("*")}
+    assert not [name for name in names if name.endswith((".part", ".tmp")) or name.startswith((".tmp", "checkpoint"))]
+    assert "best.safetensors" not in names
+    for model in root.rglob("model.safetensors"):
+        held = {path.name for path in model.parent.iterdir()} - {"history.json"}
+        assert held == set(student.SHIPPED), model.parent
+
+
+@pytest.mark.parametrize(("mode", "passes"), [("full", "1 + K"), ("shared", 1)])
+def test_encoder_passes(mode, passes, request):
+    chosen, folder = request.getfixturevalue(mode)
+    groups = len(read_json(folders_of(chosen)["partition[cwe]"] / "partition.json")["groups"])
+    assert groups > 3
+    measured = [row["value"] for row in rows_of(folder) if row["metric"] == "encoder_passes_per_sample"]
+    assert set(measured) == {1 + groups if passes == "1 + K" else passes}
+
+
+def test_selected_table_needs_one_pass_and_k(full):
+    """Only the asked experts' answers are in the table, equal to those of the complete one."""
+    chosen = settings(
+        full[0].run.folder,
+        mixture={"table": "selected", "k": 2},
+        student={"systems": ["moe"], "shapes": ["compact-3mb"], "training": {"epochs": 1}},
+    )
+    rows = rows_of(stages.run(chosen))
+    assert [row["value"] for row in rows if row["metric"] == "encoder_passes_per_sample"] == [3.0]
+    complete, selected = (load_table(folders_of(run)["scores[cwe, seed 0]"]) for run in (full[0], chosen))
+    assert complete.ids == selected.ids
+    asked = ~np.isnan(selected.experts)
+    assert (asked.all(axis=2).sum(axis=1) == 2).all()
+    np.testing.assert_allclose(selected.experts[asked], complete.experts[asked], atol=0.02)  # bf16, other batches
+
+
+def test_more_experts_than_groups_are_refused_before_training(tmp_path):
+    chosen = settings(tmp_path / "runs", mixture={"k": 40})
+    with pytest.raises(SettingsError, match=r"mixture\.k = 40, but these data have \d+ groups"):
+        stages.run(chosen)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} <= {"data", "partition", ".digests"}
+
+
+def test_parts_do_not_meet(full):
+    """Every table answers for the functions it should: half B, validation and test, nobody from half A."""
+    folders = folders_of(full[0])
+    parts = load_parts(folders["data"])
+    ids = {part: {sample.id for sample in parts[part]} for part in PARTS}
+    assert sum(map(len, ids.values())) == len(set.union(*ids.values()))
+    for label, folder in folders.items():
+        if (folder / "predictions.npz").exists():
+            assert set(load_scores(folder / "predictions.npz").ids) == ids["valid"] | ids["test"], label
+        if (folder / "targets.npz").exists():
+            assert set(load_scores(folder / "targets.npz").ids) == ids["train_b"], label
+
+
+def test_targets_are_found_by_id(full, tmp_path):
+    """The rows of `targets.npz` in another order: each function of half B has the same loss as before."""
+    folders = folders_of(full[0])
+    samples = load_parts(folders["data"])["train_b"]
+    scores = load_scores(folders["mixture[mixture, top-k, seed 0]"] / "targets.npz")
+    assert len(np.unique(scores.logits, axis=0)) > len(samples) / 2  # a mix-up would show
+    order = np.random.default_rng(0).permutation(len(scores.ids))
+    moved = Scores(*(tuple(column[i] for i in order) for column in (scores.ids, scores.digests)), scores.logits[order])
+    save_scores(tmp_path / "targets.npz", moved)
+    logits = torch.zeros(1, 2)
+    losses = []
+    for folder in (folders["mixture[mixture, top-k, seed 0]"], tmp_path):
+        loss = student._loss(full[0], {"targets": folder}, samples)
+        losses.append([float(loss(logits, np.array([row]))) for row in range(len(samples))])
+    assert losses[0] == losses[1]
+
+
+def test_students_read_the_same_tokens(full):
+    """Same data, same batches, same budget: what they learn from is the only difference."""
+    histories = [
+        read_manifest(folder)["facts"]["history"]
+        for label, folder in folders_of(full[0]).items()
+        if label.startswith("student[")
+    ]
+    assert len(histories) == 5
+    assert len({history["tokens"] for history in histories}) == 1
+
+
+# --------------------------------------------------------------------------------------------- once more
+
+
+def program(work: str, *arguments: object) -> list[str]:
+    """A process of its own that imports this file and calls `work` with the arguments as text."""
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    code = f"import sys; sys.path[:0] = {path.split(os.pathsep)!r}; {work}"
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def test_second_run_is_quick_and_needs_no_model_library(full):
+    """Under 5 s, the start of Python included, although all digests are checked."""
+    chosen, folder = full
+    work = (
+        "from moekd.config import MoekdSettings; from moekd import stages;"
+        "print(stages.run(MoekdSettings.model_validate_json(sys.argv[1])));"
+        "print(*{'torch', 'transformers', 'sklearn', 'scipy'} & set(sys.modules))"
+    )
+    started = time.monotonic()
+    done = subprocess.run(program(work, chosen.model_dump_json()), capture_output=True, text=True)
+    seconds = time.monotonic() - started
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(folder), ""]
+    assert "started" not in done.stderr
+    assert seconds < 5
+
+
+def test_a_second_seed_and_another_place_give_other_and_equal_numbers(shared, tmp_path):
+    """The folder is no part of any result; a run of two seeds holds the rows of the first seed unchanged."""
+    chosen = settings(
+        tmp_path / "elsewhere", experts={"mode": "shared"}, run={"seeds": [0, 1]}, student={"systems": ["moe"]}
+    )
+    rows = rows_of(stages.run(chosen))
+    systems = {row["system"] for row in rows}
+    first = [row for row in rows if row["seed"] != 1]
+    assert timeless(first) == [row for row in timeless(rows_of(shared[1])) if row["system"] in systems]
+    assert accuracies([row for row in rows if row["seed"] == 1]).keys() == {
+        "router",
+        "teacher",
+        "mixture",
+        "student-moe",
+    }
+
+
+# ------------------------------------------------------------------------------------------------- kills
+
+
+def test_killed_at_random_moments(shared, tmp_path):
+    """SIGKILL again and again until a run comes through: the rows are those of the undisturbed run."""
+    killed_until_done(shared, tmp_path, systems=("moe",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["full", "shared"])
+def test_killed_at_random_moments_all_systems(mode, request, tmp_path):
+    killed_until_done(request.getfixturevalue(mode), tmp_path, systems=tuple(stages.TARGETS))
+
+
+def killed_until_done(undisturbed, tmp_path: Path, *, systems: tuple[str, ...]) -> None:
+    chosen, folder = undisturbed
+    tree = chosen.model_dump()
+    tree["run"]["folder"] = str(tmp_path / "runs")
+    tree["student"]["systems"] = systems
+    tree = MoekdSettings.model_validate(tree).model_dump_json()
+    done = subprocess.run(program("import test_stages; test_stages.torment()", tree), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result, kills = json.loads(done.stdout.splitlines()[-1])
+    assert kills >= 3
+    rows = timeless(rows_of(Path(result)))
+    systems = {row["system"] for row in rows}
+    assert "student-moe" in systems
+    assert rows == [row for row in timeless(rows_of(folder)) if row["system"] in systems]
+
+
+def torment() -> None:
+    """Run by a process of its own, which imports everything once and forks the runs that are killed."""
+    import sklearn.linear_model  # noqa: F401
+    import torch._dynamo  # noqa: F401  (optimisers import it when they are made)
+    import transformers.models.roberta.modeling_roberta  # noqa: F401
+
+    chosen = MoekdSettings.model_validate_json(sys.argv[1])
+    rng = random.Random(0)
+    kills = 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            try:
+                stages.run(chosen)
+                os._exit(0)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                os._exit(1)
+        time.sleep(rng.uniform(0.2, 0.8) * 1.2**kills)  # longer and longer, so that it ends on any machine
+        os.kill(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL), code
+        if code == 0:
+            break
+        kills += 1
+    sys.stdout.write(json.dumps([str(stages.run(chosen)), kills]) + "\n")
