@@ -6,10 +6,16 @@ import random
 import re
 import subprocess
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from moekd.data import embedded, templates
+from moekd.data.duplicates import Union, join_near_duplicates
+from moekd.data.leaks import length_features, token_features
+from moekd.data.text import digest, normalise
+from moekd.partition import group_of_cwe
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,47 @@ def test_same_arguments_same_functions():
     """A result names its data by count and seed, so these two must fix it."""
     assert embedded.generate(100, seed=3) == embedded.generate(100, seed=3)
     assert embedded.generate(100, seed=3) != embedded.generate(100, seed=4)
+
+
+def test_labels_and_groups_are_even(samples):
+    """Half is vulnerable, and each of the ten groups has at least 8 % of the vulnerable functions."""
+    assert Counter(sample.label for sample in samples) == {0: 1500, 1: 1500}
+    groups = Counter(group_of_cwe(sample.cwe) for sample in samples if sample.label)
+    assert len(groups) == 10
+    assert min(groups.values()) >= 0.08 * 1500
+
+
+def test_twins_differ_in_the_decisive_lines_only():
+    """Same names, filler and layout: at most six lines of one twin are not lines of the other."""
+    rng = random.Random(5)
+    for scene in (scene for scenes in templates.SCENES.values() for scene in scenes):
+        twins = embedded.draw_twins(rng, scene)
+        assert twins.safe != twins.vulnerable
+        lines = [Counter(line.strip() for line in text.splitlines()) for text in (twins.safe, twins.vulnerable)]
+        assert max((lines[0] - lines[1]).total(), (lines[1] - lines[0]).total()) <= 6, twins
+
+
+def test_functions_are_seldom_alike(samples):
+    """Near-duplicates stay on one side of a split; were there many, one side would get a whole template."""
+    texts = [normalise(sample.func) for sample in samples]
+    union = Union(len(texts))
+    join_near_duplicates(texts, union, jaccard=0.7)
+    largest = Counter(union.sets()).most_common(1)[0][1]
+    assert len(set(union.sets())) > 0.9 * len(texts)
+    assert largest < 0.02 * len(texts)
+
+
+@pytest.mark.parametrize(("features", "low", "high"), [(token_features, 0.55, 0.75), (length_features, 0.44, 0.56)])
+def test_no_giveaway(samples, features, low, high):
+    """A bag of tokens learns a little, as on real data; length alone nothing."""
+    from sklearn.linear_model import LogisticRegression
+
+    texts = [replace(sample, func=normalise(sample.func)) for sample in samples]
+    assert len({digest(sample.func) for sample in texts}) > 0.99 * len(texts)
+    labels = np.array([sample.label for sample in samples])
+    x = features(texts)
+    model = LogisticRegression(C=10.0, solver="newton-cg", max_iter=1000).fit(x[:2200], labels[:2200])
+    assert low <= model.score(x[2200:], labels[2200:]) <= high
 
 
 def test_functions_compile(samples, tmp_path):

@@ -126,7 +126,7 @@ def _teacher_side(settings: MoekdSettings, data: Step, encoder: Step, seed: int)
         variant={"system": "teacher", "seed": seed},
     )
     router = _router(settings, corpus, partition, teacher, seed)
-    scores = _scores(settings, corpus, partition, router, teacher, seed, "cwe")
+    scores = _scores(settings, corpus, partition, router, teacher, seed, settings.partition.scheme)
     systems = {
         "teacher": teacher,
         "router": router,

@@ -1,8 +1,8 @@
 """The embedded data set: C functions of our own, made by seed, in which the weakness can be learned.
 
-Each function is a scene of `templates.SCENES` with harmless code around it. Whether it is vulnerable is decided by order
-and place (a check before or after the access, a step inside or outside of a lock, which of two checks gives up), rarely
-by which tokens occur: a bag of tokens is to learn little from it, a model that reads in order most of it.
+Each function is a scene of `templates.SCENES` with harmless code around it. Whether it is vulnerable is decided by
+order and place (a check before or after the access, a step inside or outside of a lock, which of two checks gives up),
+rarely by which tokens occur: a bag of tokens is to learn little from it, a model that reads in order most of it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import random
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from moekd.data import templates
@@ -39,7 +40,9 @@ class Twins:
 
 
 def generate(count: int, seed: int) -> list[Sample]:
-    """Return `count` functions, half of them vulnerable, the ten groups in equal shares; the same for the same arguments.
+    """Return `count` functions, half of them vulnerable, the ten groups in equal shares.
+
+    Equal arguments give equal functions.
 
     A function's twin is left out, so that few functions are near-duplicates. Projects, commits and dates are made up;
     in each project, commit and group as many functions are vulnerable as not.
@@ -101,6 +104,10 @@ class _Fillers:
         """A few harmless lines."""
         return tuple(self.note() for _ in range(1 + min(int(self._rng.expovariate(1.0)), 4)))
 
+    def perhaps(self) -> Nodes:
+        """Now and then one harmless line."""
+        return (self.note(),) if self._rng.random() < 0.25 else ()
+
     def some(self, count: int) -> tuple[tuple[str, ...], list[Nodes]]:
         """Return declarations and `count` groups of statements."""
         declarations: list[str] = []
@@ -109,7 +116,7 @@ class _Fillers:
             needs, lines = self._rng.choice(templates.FILLERS)
             mark = self._mark()
             declarations += [_marked(line, mark) for line in needs]
-            bodies.append(tuple(_each_line(lines, lambda line, mark=mark: _marked(line, mark))))
+            bodies.append(tuple(_each_line(lines, partial(_marked, mark=mark))))
         return tuple(declarations), bodies
 
     def _own(self, line: str) -> str:
@@ -135,7 +142,10 @@ def _cores(rng: random.Random, scene: Scene, fillers: _Fillers) -> tuple[str, No
     """Return how the twins differ, and the decisive statements of the safe and of the vulnerable one."""
     if isinstance(scene, Ordered):
         gap = fillers.gap()
-        return "swapped", (scene.first, *gap, scene.second), (scene.second, *gap, scene.first)
+        safe = (scene.first, *gap, scene.second)
+        if scene.needed and rng.random() < 0.3:
+            return "absent", safe, (fillers.note(), *gap, scene.second)
+        return "swapped", safe, (scene.second, *gap, scene.first)
     if isinstance(scene, Bracketed):
         note = fillers.note()
         inside = (note, scene.enter, scene.step, scene.leave)
@@ -144,49 +154,42 @@ def _cores(rng: random.Random, scene: Scene, fillers: _Fillers) -> tuple[str, No
     assert isinstance(scene, Guarded)
     ways = [way for way in _MECHANISMS if way != "slack" or scene.slack]
     way = rng.choices(ways, [_WEIGHTS[w] for w in ways])[0]
-    return (way, *_MECHANISMS[way](rng, scene, fillers))
+    return (way, *_MECHANISMS[way](scene, fillers))
 
 
-def _late(rng: random.Random, scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
+def _check(condition: str, fillers: _Fillers, consequence: str = REJECT) -> Block:
+    return Block(f"if ({condition})", (*fillers.perhaps(), consequence))
+
+
+def _late(scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
     """The check comes after the access."""
-    check, gap = Block(f"if ({scene.bad})", (REJECT,)), fillers.gap()
+    check, gap = _check(scene.bad, fillers), fillers.gap()
     return (check, *gap, scene.sink), (scene.sink, *gap, check)
 
 
-def _toothless(rng: random.Random, scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
+def _toothless(scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
     """The check only takes a note."""
-    note, gap = fillers.note(), fillers.gap()
-
-    def body(consequence: str) -> Nodes:
-        return (Block(f"if ({scene.bad})", (consequence,)), *gap, scene.sink)
-
-    return body(REJECT), body(note)
+    check, gap = _check(scene.bad, fillers), fillers.gap()
+    toothless = Block(check.head, (*check.body[:-1], fillers.note()))
+    return (check, *gap, scene.sink), (toothless, *gap, scene.sink)
 
 
-def _outside(rng: random.Random, scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
-    """The access stands beside the block that should hold it."""
-    note, gap = fillers.note(), fillers.gap()
-    safe = (note, *gap, Block(f"if ({scene.good})", (scene.sink,)))
-    vulnerable = (scene.sink, *gap, Block(f"if ({scene.good})", (note,)))
-    return safe, vulnerable
+def _missing(scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
+    """Something else is looked at, and nothing checked."""
+    check, gap = _check(scene.bad, fillers), fillers.gap()
+    aside = Block(f"if ({fillers.aside()})", (*check.body[:-1], fillers.note()))
+    return (check, *gap, scene.sink), (aside, *gap, scene.sink)
 
 
-def _missing(rng: random.Random, scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
-    """Something else is checked."""
-    gap, aside = fillers.gap(), fillers.aside()
-    check, other = Block(f"if ({scene.bad})", (REJECT,)), Block(f"if ({aside})", (REJECT,))
-    return (check, *gap, scene.sink), (other, *gap, scene.sink)
-
-
-def _slack(rng: random.Random, scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
+def _slack(scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
     """The check lets dangerous values pass."""
-    gap = fillers.gap()
-    check, slack = Block(f"if ({scene.bad})", (REJECT,)), Block(f"if ({scene.slack})", (REJECT,))
+    check, gap = _check(scene.bad, fillers), fillers.gap()
+    slack = Block(f"if ({scene.slack})", check.body)
     return (check, *gap, scene.sink), (slack, *gap, scene.sink)
 
 
-_MECHANISMS = {"late": _late, "toothless": _toothless, "outside": _outside, "missing": _missing, "slack": _slack}
-_WEIGHTS = {"late": 0.4, "toothless": 0.15, "outside": 0.25, "missing": 0.15, "slack": 0.05}
+_MECHANISMS = {"late": _late, "toothless": _toothless, "missing": _missing, "slack": _slack}
+_WEIGHTS = {"late": 0.5, "toothless": 0.22, "missing": 0.23, "slack": 0.05}
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ class _Frame:
 
     @classmethod
     def draw(cls, rng: random.Random, scene: Scene, fillers: _Fillers) -> _Frame:
-        needs, bodies = fillers.some(min(int(rng.expovariate(1.0)), 14))
+        needs, bodies = fillers.some(int(rng.expovariate(1.0)) + (rng.randint(4, 14) if rng.random() < 0.05 else 0))
         cut = min(len(bodies), int(rng.random() < 0.15))
         before = [scene.setup, *bodies[:cut]]
         if not (scene.locals or needs):
@@ -242,7 +245,7 @@ class _Names:
         words = templates.ROLES.get(role, (role,))
         taken = _DECLARED | set(self._of.values())
         name = self._rng.choice(words)
-        if self._style != "bare" and self._rng.random() < 0.45:
+        if self._style != "bare" and self._rng.random() < 0.35:
             name = self._join(self._rng.choice(templates.NOUNS), name)
         while name in taken:
             name = self._join(self._rng.choice(templates.NOUNS), self._rng.choice(words))

@@ -38,9 +38,9 @@ PRELUDE = """\
 #define MAX_DEPTH 16
 #define HEADER_SIZE 12
 #define FIELDS(kind) struct kind { char name[64]; char path[256]; char *data; size_t len; size_t size; int count; \\
-    int flags; int state; int fd; int refs; int ready; int values[32]; unsigned int id; unsigned int mask; uid_t owner; \\
-    uint16_t width; uint8_t level; uint32_t total; struct kind *next; struct kind *child; pthread_mutex_t lock; \\
-    FILE *file; }
+    int flags; int state; int fd; int refs; int ready; int values[32]; unsigned int id; unsigned int mask; \\
+    uid_t owner; uint16_t width; uint8_t level; uint32_t total; struct kind *next; struct kind *child; \\
+    pthread_mutex_t lock; FILE *file; }
 FIELDS(session); FIELDS(packet); FIELDS(request); FIELDS(device); FIELDS(channel); FIELDS(record); FIELDS(stream);
 FIELDS(worker);
 struct counters { unsigned long calls, bytes, errors, hits; };
@@ -58,9 +58,11 @@ int send_page(int, const char *); int load_plugin(const char *); int drop_caps(v
 int has_permission(uid_t, int); int check_password(const char *, const char *); int delete_record(unsigned int);
 int same_origin(const char *, const char *); int token_expired(const char *); void grant_access(unsigned int, int);
 int checksum_ok(const void *, size_t); int signature_ok(const void *, size_t); int apply_update(const void *, size_t);
-void seed_random(unsigned int); void random_bytes(void *, size_t); int make_key(void *, size_t); int install_key(const void *);
+void seed_random(unsigned int); void random_bytes(void *, size_t); int make_key(void *, size_t);
+int install_key(const void *);
 void *find_entry(const char *); void put_entry(void *); void *get_buffer(size_t); void put_buffer(void *);
-int is_busy(unsigned int); void list_add(void *); void list_remove(void *); void init_ring(void *); void start_ring(void *);
+int is_busy(unsigned int); void list_add(void *); void list_remove(void *);
+void init_ring(void *); void start_ring(void *);
 int read_block(int, void *, size_t); int write_block(int, const void *, size_t); void reset_state(void *);
 void enable_irq(int); void register_handler(int); void *run_worker(void *);
 int copy_out(void *, const void *, size_t); int is_local(const char *);
@@ -106,7 +108,6 @@ class Guarded(Scene):
     """A dangerous statement and the check that makes it harmless."""
 
     bad: str = ""  # condition under which the dangerous statement must not run
-    good: str = ""  # its negation
     sink: str = ""
     slack: str = ""  # a condition like `bad` that lets the danger through; empty: none
 
@@ -117,6 +118,7 @@ class Ordered(Scene):
 
     first: Node = ""
     second: Node = ""
+    needed: bool = True  # whether it is unsafe, too, to leave out the first step
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,6 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             "const char *{src}, size_t {len}",
             locals=("char {buf}[{size}];",),
             bad="{len} > sizeof({buf})",
-            good="{len} <= sizeof({buf})",
             sink="memcpy({buf}, {src}, {len});",
             slack="{len} > sizeof({src})",
             tail=("emit({buf});",),
@@ -150,7 +151,6 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             "struct {kind} *{obj}, unsigned int {idx}",
             locals=("int {value} = 0;",),
             bad="{idx} >= {MAX}",
-            good="{idx} < {MAX}",
             sink="{value} = {obj}->values[{idx}];",
             slack="{idx} > {MAX}",
             tail=("emit_value({value});",),
@@ -159,11 +159,16 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             "CWE-119",
             _TEXT_IN,
             bad="strlen({src}) >= sizeof({obj}->name)",
-            good="strlen({src}) < sizeof({obj}->name)",
             sink="strcpy({obj}->name, {src});",
         ),
-        Ordered("CWE-416", _OBJ, first="emit_value({obj}->count);", second="free({obj});"),
-        Ordered("CWE-416", _OBJ, first="log_info({text}, {obj}->name);", second="put_entry({obj});"),
+        Ordered("CWE-416", _OBJ, first="emit_value({obj}->count);", second="free({obj});", needed=False),
+        Ordered(
+            "CWE-416",
+            "struct {kind} *{obj}, char *{out}",
+            first="copy_out({out}, {obj}->data, {obj}->len);",
+            second="put_entry({obj});",
+            needed=False,
+        ),
     ),
     "CWE-707": (
         Guarded(
@@ -172,7 +177,6 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             locals=("char {cmd}[{size}];",),
             setup=("snprintf({cmd}, sizeof({cmd}), {command}, {arg});",),
             bad="!clean_word({arg})",
-            good="clean_word({arg})",
             sink="system({cmd});",
         ),
         Guarded(
@@ -181,14 +185,12 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             locals=("char {query}[{size}];",),
             setup=("snprintf({query}, sizeof({query}), {select}, {user});",),
             bad="strchr({user}, '\\'') != NULL",
-            good="strchr({user}, '\\'') == NULL",
             sink="db_exec({db}, {query});",
         ),
         Guarded(
             "CWE-20",
             "const char *{src}, int {fd}",
             bad="!valid_text({src})",
-            good="valid_text({src})",
             sink="render({src});",
         ),
         Ordered(
@@ -208,12 +210,10 @@ SCENES: dict[str, tuple[Scene, ...]] = {
     "CWE-399": (
         Ordered(
             "CWE-399",
-            "const char *{path}, char *{out}, size_t {len}",
-            locals=('FILE *{file} = fopen({path}, "r");', "size_t {got} = 0;"),
-            setup=(Block("if ({file} == NULL)", (REJECT,)), "{got} = fread({out}, 1, {len}, {file});"),
-            first="fclose({file});",
-            second=Block("if ({got} == 0)", (REJECT,)),
-            tail=("emit_value((long){got});",),
+            "struct {kind} *{obj}, size_t {len}",
+            locals=("void *{buf} = get_buffer({len});",),
+            first="put_buffer({buf});",
+            second=Block("if ({obj}->state < 0)", (REJECT,)),
         ),
         Ordered(
             "CWE-399",
@@ -235,7 +235,7 @@ SCENES: dict[str, tuple[Scene, ...]] = {
         ),
     ),
     "CWE-264": (
-        Ordered("CWE-264", "uid_t {uid}, gid_t {gid}", first="setgid({gid});", second="setuid({uid});"),
+        Ordered("CWE-264", "gid_t {gid}", first="setgroups(0, NULL);", second="setgid({gid});"),
         Ordered(
             "CWE-264",
             "uid_t {uid}, const char *{path}",
@@ -255,7 +255,6 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             "CWE-264",
             "uid_t {uid}, const char *{path}",
             bad="seteuid({uid}) != 0",
-            good="seteuid({uid}) == 0",
             sink="load_plugin({path});",
         ),
         Bracketed(
@@ -272,28 +271,24 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             "CWE-862",
             "uid_t {uid}, unsigned int {id}",
             bad="!has_permission({uid}, {num})",
-            good="has_permission({uid}, {num})",
             sink="delete_record({id});",
         ),
         Guarded(
             "CWE-287",
             "struct {kind} *{obj}, const char *{user}, const char *{pass}",
             bad="!check_password({user}, {pass})",
-            good="check_password({user}, {pass})",
             sink="grant_access({obj}->id, {num});",
         ),
         Guarded(
             "CWE-639",
             "struct {kind} *{obj}, uid_t {uid}",
             bad="{obj}->owner != {uid}",
-            good="{obj}->owner == {uid}",
             sink="delete_record({obj}->id);",
         ),
         Guarded(
             "CWE-284",
             "struct {kind} *{obj}, const char *{token}",
             bad="token_expired({token})",
-            good="!token_expired({token})",
             sink="grant_access({obj}->id, {num});",
         ),
     ),
@@ -302,7 +297,6 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             "CWE-190",
             "struct {kind} *{obj}, size_t {count}",
             bad="{count} > SIZE_MAX / sizeof(long)",
-            good="{count} <= SIZE_MAX / sizeof(long)",
             sink="{obj}->data = malloc({count} * sizeof(long));",
         ),
         Guarded(
@@ -310,7 +304,6 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             "long {sum}, long {div}",
             locals=("long {avg} = 0;",),
             bad="{div} == 0",
-            good="{div} != 0",
             sink="{avg} = {sum} / {div};",
             tail=("emit_value({avg});",),
         ),
@@ -319,7 +312,6 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             "struct {kind} *{obj}, size_t {len}",
             locals=("size_t {rest} = 0;",),
             bad="{len} < HEADER_SIZE",
-            good="{len} >= HEADER_SIZE",
             sink="{rest} = {len} - HEADER_SIZE;",
             slack="{len} > HEADER_SIZE",
             tail=("emit_value((long){rest});",),
@@ -329,6 +321,7 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             "struct {kind} *{obj}, size_t {len}",
             first="{len} += sizeof(long);",
             second="{obj}->data = calloc(1, {len});",
+            needed=False,
             tail=("{obj}->size = {len};",),
         ),
     ),
@@ -357,7 +350,6 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             "CWE-674",
             "struct {kind} *{obj}, int {depth}",
             bad="{depth} > MAX_DEPTH",
-            good="{depth} <= MAX_DEPTH",
             sink="{self}({obj}->child, {depth} + 1);",
         ),
     ),
@@ -366,21 +358,18 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             "CWE-189",
             "char *{dst}, const char *{src}, int {count}",
             bad="{count} < 0",
-            good="{count} >= 0",
             sink="memmove({dst}, {src}, (size_t){count});",
         ),
         Guarded(
             "CWE-189",
             "struct {kind} *{obj}, size_t {len}",
             bad="{len} > UINT16_MAX",
-            good="{len} <= UINT16_MAX",
             sink="{obj}->width = (uint16_t){len};",
         ),
         Guarded(
             "CWE-189",
             "struct {kind} *{obj}, unsigned int {bits}",
             bad="{bits} >= 32",
-            good="{bits} < 32",
             sink="{obj}->mask = 1u << {bits};",
             slack="{bits} > 32",
         ),
@@ -388,7 +377,6 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             "CWE-189",
             "struct {kind} *{obj}, long {value}",
             bad="{value} > INT_MAX || {value} < INT_MIN",
-            good="{value} <= INT_MAX && {value} >= INT_MIN",
             sink="{obj}->count = (int){value};",
         ),
     ),
@@ -404,7 +392,6 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             None,
             "const void *{image}, size_t {len}",
             bad="!checksum_ok({image}, {len})",
-            good="checksum_ok({image}, {len})",
             sink="apply_update({image}, {len});",
         ),
         Ordered(
@@ -417,7 +404,6 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             None,
             _OBJ,
             bad="is_busy({obj}->id)",
-            good="!is_busy({obj}->id)",
             sink="reset_state({obj});",
         ),
         Ordered(None, "struct {kind} *{obj}, int {irq}", first="register_handler({irq});", second="enable_irq({irq});"),
@@ -428,28 +414,24 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             "const char *{key}",
             locals=("struct {kind} *{obj} = find_entry({key});",),
             bad="{obj} == NULL",
-            good="{obj} != NULL",
             sink="{obj}->state = {num};",
         ),
         Guarded(
             "CWE-476",
             "struct {kind} *{obj}, const char *{key}",
             bad="{obj}->child == NULL",
-            good="{obj}->child != NULL",
             sink="{obj}->child->flags |= {num};",
         ),
         Guarded(
             "CWE-252",
             "int {fd}, void *{out}, size_t {len}",
             bad="read_block({fd}, {out}, {len}) < 0",
-            good="read_block({fd}, {out}, {len}) >= 0",
             sink="emit({out});",
         ),
         Guarded(
             "CWE-347",
             "const void *{image}, size_t {len}",
             bad="!signature_ok({image}, {len})",
-            good="signature_ok({image}, {len})",
             sink="install_key({image});",
         ),
         Ordered(
@@ -513,25 +495,29 @@ NOTES = (
     "update_meter({num});",
 )
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 #: How a function answers: return type, giving up, and the last statement. `goto` is drawn by the writer.
 ANSWERS = (
     ("int", "return -1;", "return 0;"),
     ("int", "return -EINVAL;", "return 0;"),
     ("int", "return 1;", "return 0;"),
-    ("int", "return 0;", "return 1;"),
     ("bool", "return false;", "return true;"),
     ("long", "return -1;", "return 0;"),
     ("void", "return;", ""),
 )
 
-VERBS = tuple(
-    "apply build check copy decode fetch fill flush handle merge parse poll push reload reset route scan store sync "
-    "update".split()
+VERBS = _words(
+    "apply build check copy decode fetch fill flush handle merge parse poll push reload reset route scan "
+    "store sync update"
 )
-NOUNS = tuple(
+NOUNS = _words(
     "audio block cache client config event field font frame group header image input job label layer map menu "
-    "message mount object option page panel peer pixel plan queue report rule scene sector server shape slot table "
-    "task tile timer track user voice window zone".split()
+    "message mount object option page panel peer pixel plan queue report rule scene sector server shape slot "
+    "table task tile timer track user voice window zone"
 )
 KINDS = ("session", "packet", "request", "device", "channel", "record", "stream", "worker")
 
@@ -571,28 +557,8 @@ SELECTS = (
     "DELETE FROM jobs WHERE owner = '%s'",
     "SELECT * FROM log WHERE tag = '%s'",
 )
-PROJECTS = tuple(
-    [
-        "amberfs",
-        "brookd",
-        "cedarmq",
-        "dunelib",
-        "elmproxy",
-        "fjordnet",
-        "gladedb",
-        "heronos",
-        "islemail",
-        "juniperx",
-        "kiteplay",
-        "larkshell",
-        "mossimage",
-        "novacrypt",
-        "oakprint",
-        "pinevm",
-        "quartzui",
-        "reedftp",
-        "slatedns",
-        "tarnlog",
-    ]
+PROJECTS = _words(
+    "amberfs brookd cedarmq dunelib elmproxy fjordnet gladedb heronos islemail juniperx kiteplay larkshell "
+    "mossimage novacrypt oakprint pinevm quartzui reedftp slatedns tarnlog"
 )
 FAMILIES = ("storage", "network", "desktop", "system", "service")
