@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from moekd import cli, console
+from moekd import cli, console, stages
 from moekd.errors import DataError
 from moekd.steps import Step
 
@@ -42,7 +42,7 @@ def config(tmp_path, monkeypatch):
     (tmp_path / "quick_stages.py").write_text(STAGES)
     monkeypatch.syspath_prepend(tmp_path)
     data = Step("data", "quick_stages:prepare", reads=("data",))
-    last = Step("results", "quick_stages:results", reads=("evaluate",), needs={"data": data})
+    last = Step("results", "quick_stages:results", reads=("evaluate",), needs={"data": data, "partition": data})
     use_plan(monkeypatch, lambda settings: [data, last])
     describe = types.ModuleType("moekd.data.describe")
     describe.render = lambda report: f"{report['kept']} functions kept"
@@ -55,9 +55,9 @@ def config(tmp_path, monkeypatch):
 
 
 def use_plan(monkeypatch, plan) -> None:
-    module = types.ModuleType("moekd.stages")
-    module.plan = plan
-    monkeypatch.setitem(sys.modules, "moekd.stages", module)
+    monkeypatch.setattr(stages, "plan", plan)
+    monkeypatch.setattr(stages, "data_step", lambda: plan(None)[0])
+    monkeypatch.setattr(stages, "_require_experts", lambda settings, partition: None)
 
 
 def moekd(*arguments) -> int:

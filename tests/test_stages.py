@@ -23,9 +23,9 @@ from moekd.data import load_parts
 from moekd.distill import student
 from moekd.errors import SettingsError
 from moekd.files import read_json
-from moekd.mixture import load_table
+from moekd.mixture import Mixture, load_table
 from moekd.records import PARTS, Scores
-from moekd.scorer import load_scores, save_scores
+from moekd.scorer import aligned, load_scores, save_scores
 from moekd.steps import Step, read_manifest, run_steps
 
 #: The systems that issue and documents name, and `results.json` must have.
@@ -225,6 +225,16 @@ def test_more_experts_than_groups_are_refused_before_training(tmp_path):
     with pytest.raises(SettingsError, match=r"mixture\.k = 40, but these data have \d+ groups"):
         stages.run(chosen)
     assert {path.name for path in (tmp_path / "runs").iterdir()} <= {"data", "partition", ".digests"}
+
+
+def test_saved_mixture_answers_as_its_table_did(full):
+    """Who loads the run's mixture gets the teacher that the students learned from, within bf16's rounding."""
+    folders = folders_of(full[0])
+    mixture = Mixture.from_pretrained(folders["saved-mixture[seed 0]"] / "model")
+    parts = load_parts(folders["data"])
+    wanted = aligned(load_scores(folders["mixture[mixture, top-k, seed 0]"] / "predictions.npz"), parts["test"])
+    answers = mixture.logits([sample.func for sample in parts["test"]])
+    assert np.abs(answers - wanted).max() < 0.02
 
 
 def test_parts_do_not_meet(full):
