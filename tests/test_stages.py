@@ -105,7 +105,8 @@ def test_plan_of_shared_experts():
 def test_plan_of_clusters():
     """k-means groups need the encoder's embeddings, and like the encoder's weights they differ by seed."""
     steps = steps_of(settings(partition={"scheme": "kmeans", "clusters": 4}))
-    assert set(steps) == (COMMON | FULL | {"embeddings[seed 0]", "partition[kmeans, seed 0]"}) - {"partition[cwe]"}
+    named = {label.replace("[cwe, seed 0]", "[kmeans, seed 0]") for label in COMMON | FULL}
+    assert set(steps) == (named | {"embeddings[seed 0]", "partition[kmeans, seed 0]"}) - {"partition[cwe]"}
     assert steps["partition[kmeans, seed 0]"].needs["embeddings"].label == "embeddings[seed 0]"
     assert steps["router[router, seed 0]"].needs["partition"].label == "partition[kmeans, seed 0]"
 
