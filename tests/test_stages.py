@@ -111,6 +111,17 @@ def test_plan_of_clusters():
     assert steps["router[router, seed 0]"].needs["partition"].label == "partition[kmeans, seed 0]"
 
 
+def test_clusters_from_end_to_end(tmp_path):
+    """The random control has as many groups as there are clusters, so that the same router serves it."""
+    chosen = settings(
+        tmp_path / "runs",
+        partition={"scheme": "kmeans", "clusters": 3},
+        student={"shapes": ["compact-3mb"], "systems": ["random-partition"], "training": {"epochs": 1}},
+    )
+    rows = read_json(stages.run(chosen) / "results.json")["rows"]
+    assert {"mixture", "mixture-random-partition", "student-random-partition"} <= set(accuracies(rows))
+
+
 def test_controls_nobody_learns_from_are_left_out():
     steps = steps_of(settings(student={"systems": ["moe", "hard"]}))
     assert not [label for label in steps if "random" in label or "ensemble" in label or "single" in label]

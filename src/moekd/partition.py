@@ -190,8 +190,9 @@ def assign(
 
     Args:
         inputs: `data`; for `kmeans` also `embeddings`, a folder whose `embeddings.npz` holds ids, digests and
-            values, (samples, width), for at least the vulnerable functions.
-        scheme: `cwe`, `random` (sizes and names of `cwe`) or `kmeans`.
+            values, (samples, width), for at least the vulnerable functions; for `random` also `like`, another
+            partition's folder.
+        scheme: `cwe`, `random` (sizes and names of `like`, by default of `cwe`) or `kmeans`.
         seed: of `random` and `kmeans`.
     Raises:
         DataError: half A has no vulnerable function, or they form fewer than two groups.
@@ -211,6 +212,8 @@ def assign(
     if scheme == "kmeans":
         vectors = _vectors(inputs["embeddings"], (*half_a, *elsewhere))
         groups = by_clusters(half_a, elsewhere, vectors, clusters=wanted.clusters, seed=seed)
+    elif "like" in inputs:
+        groups = at_random((half_a, vulnerable["valid"]), like=load(inputs["like"]), rng=np.random.default_rng(seed))
     else:
         groups = by_cwe(half_a, elsewhere, min_samples=wanted.min_samples, pinned=wanted.groups)
         _require_two(groups, half_a)

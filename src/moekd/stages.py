@@ -10,6 +10,7 @@ router. Every control of the paper's question is a step like any other: the same
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moekd.errors import SettingsError
@@ -147,6 +148,8 @@ def _teacher_side(settings: MoekdSettings, data: Step, encoder: Step, seed: int)
         systems["ensemble"] = _mixture(data, partition, scores, seed, "ensemble", "ensemble")
     if "random-partition" in settings.student.systems:
         dealt = _partition(settings, data, encoder, "random", seed)
+        if settings.partition.scheme == "kmeans":  # as many groups, and as large, as the router knows
+            dealt = replace(dealt, needs={**dealt.needs, "like": partition})
         scores = _scores(settings, corpus, dealt, router, teacher, seed, "random")
         name = "mixture-random-partition"
         systems[name] = _mixture(data, dealt, scores, seed, name, "top-k")
