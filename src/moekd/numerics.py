@@ -88,7 +88,7 @@ def attention() -> str:
     """The attention kernel to use, by transformers' name.
 
     On a CPU the fused kernel's backward pass is slow: plain products under bf16 train small encoders 1.1 to 1.6 times
-    as fast (benchmarks/training.py).
+    as fast (docs/experiments.md).
     """
     return "eager" if device().type == "cpu" else "sdpa"
 
