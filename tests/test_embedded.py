@@ -82,7 +82,24 @@ def test_no_giveaway(samples, features, low, high):
     assert low <= model.score(x[2200:], labels[2200:]) <= high
 
 
+def test_no_label_without_a_jump(samples):
+    """A safe function has a label at its end only where it gives up by jumping there."""
+    safe = [sample.func for sample in samples if not sample.label]
+    assert all("goto fail;" in func for func in safe if "fail:" in func)
+
+
+def test_order_not_presence():
+    """Most twins hold exactly the same lines, in another order."""
+    rng = random.Random(6)
+    scenes = [scene for scenes in templates.SCENES.values() for scene in scenes]
+    twins = [embedded.draw_twins(rng, scene) for scene in scenes * 20]
+    ordered = [twin for twin in twins if twin.mechanism in {"late", "swapped", "bracket"}]
+    assert len(ordered) > 0.6 * len(twins)
+    assert all(sorted(twin.safe.splitlines()) == sorted(twin.vulnerable.splitlines()) for twin in ordered)
+
+
 def test_functions_compile(samples, tmp_path):
+    """Each is accepted by the compiler after templates.PRELUDE."""
     assert compiler_output([sample.func for sample in samples[:600]], tmp_path) == ""
 
 
@@ -90,3 +107,11 @@ def test_functions_compile(samples, tmp_path):
 def test_all_functions_compile(tmp_path):
     functions = [sample.func for sample in embedded.generate(8000, seed=0)]
     assert compiler_output(functions, tmp_path) == ""
+
+
+def test_generator_belongs_to_the_key(monkeypatch):
+    """Other templates mean other data: the data step's key must change with them."""
+    before = embedded.fingerprint()
+    assert before == embedded.fingerprint()
+    monkeypatch.setattr(templates, "ANSWERS", templates.ANSWERS[:1])
+    assert embedded.fingerprint() != before

@@ -1,8 +1,8 @@
 """The embedded data set: C functions of our own, made by seed, in which the weakness can be learned.
 
 Each function is a scene of `templates.SCENES` with harmless code around it. Whether it is vulnerable is decided by
-order and place (a check before or after the access, a step inside or outside of a lock, which of two checks gives up),
-rarely by which tokens occur: a bag of tokens is to learn little from it, a model that reads in order most of it.
+order and place (a check before or after the access, a step inside or outside of a lock), less often by which tokens
+occur: a bag of tokens is to learn little from it, a model that reads in order most of it.
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ class Twins:
 def generate(count: int, seed: int) -> list[Sample]:
     """Return `count` functions, half of them vulnerable, the ten groups in equal shares.
 
-    Equal arguments give equal functions.
-
-    A function's twin is left out, so that few functions are near-duplicates. Projects, commits and dates are made up;
-    in each project, commit and group as many functions are vulnerable as not.
+    Equal arguments give equal functions; a shorter result is no beginning of a longer one. A function's twin is left
+    out, so that few functions are near-duplicates. Projects, commits and dates are made up; in each project, commit
+    and group as many functions are vulnerable as not.
     """
     rng = random.Random(f"embedded {count} {seed}")
     groups = tuple(templates.SCENES)
@@ -59,11 +58,17 @@ def generate(count: int, seed: int) -> list[Sample]:
     return samples
 
 
+def fingerprint() -> str:
+    """Return the digest of a small sample, which changes whenever the generator's output does."""
+    return hashlib.sha256("".join(sample.func for sample in generate(200, 0)).encode()).hexdigest()
+
+
 def draw_twins(rng: random.Random, scene: Scene) -> Twins:
     """Write one scene in both variants, with the same names, filler and layout."""
     fillers = _Fillers(rng)
-    mechanism, safe, vulnerable = _cores(rng, scene, fillers)
-    frame = _Frame.draw(rng, scene, fillers)
+    padding = _Padding.draw(rng, fillers)
+    mechanism, safe, vulnerable = _cores(rng, scene, fillers, padding.between)
+    frame = _Frame.draw(rng, scene, fillers, padding, gives_up=REJECT in _flat(safe))
     names = _Names(rng)
     layout = _Layout.draw(rng)
     texts = [layout.write(names, frame, core) for core in (safe, vulnerable)]
@@ -100,10 +105,6 @@ class _Fillers:
     def aside(self) -> str:
         return self._own(self._rng.choice(templates.ASIDES))
 
-    def gap(self) -> Nodes:
-        """A few harmless lines."""
-        return tuple(self.note() for _ in range(1 + min(int(self._rng.expovariate(1.0)), 4)))
-
     def perhaps(self) -> Nodes:
         """Now and then one harmless line."""
         return (self.note(),) if self._rng.random() < 0.25 else ()
@@ -131,6 +132,10 @@ def _marked(line: str, mark: str) -> str:
     return _ROLE.sub(lambda role: f"{{{role[1]}{mark}}}", line)
 
 
+def _flat(nodes: Iterable[Node]) -> list[str]:
+    return [line for node in nodes for line in ([node.head, *_flat(node.body)] if isinstance(node, Block) else [node])]
+
+
 def _each_line(nodes: Iterable[Node], change: Callable[[str], str]) -> Nodes:
     return tuple(
         Block(change(node.head), _each_line(node.body, change)) if isinstance(node, Block) else change(node)
@@ -138,58 +143,74 @@ def _each_line(nodes: Iterable[Node], change: Callable[[str], str]) -> Nodes:
     )
 
 
-def _cores(rng: random.Random, scene: Scene, fillers: _Fillers) -> tuple[str, Nodes, Nodes]:
+@dataclass(frozen=True)
+class _Padding:
+    """Harmless statements of one function, most of them between the two decisive ones.
+
+    The distance makes order visible: where the decisive statements stand next to each other, a small encoder learns
+    the names by heart before it learns the order.
+    """
+
+    declarations: tuple[str, ...]
+    before: Nodes
+    between: Nodes
+    after: Nodes
+
+    @classmethod
+    def draw(cls, rng: random.Random, fillers: _Fillers) -> _Padding:
+        count = int(rng.expovariate(1.0)) + (rng.randint(4, 14) if rng.random() < 0.05 else 0)
+        declarations, bodies = fillers.some(count)
+        places: tuple[list[Node], list[Node], list[Node]] = ([], [fillers.note()], [])
+        for body in [*bodies, fillers.perhaps(), fillers.perhaps()]:
+            rng.choices(places, (0.1, 0.8, 0.1))[0].extend(body)
+        if rng.random() < 0.5:
+            places[2].append(fillers.note())
+        return cls(declarations, *(tuple(place) for place in places))
+
+
+def _cores(rng: random.Random, scene: Scene, fillers: _Fillers, between: Nodes) -> tuple[str, Nodes, Nodes]:
     """Return how the twins differ, and the decisive statements of the safe and of the vulnerable one."""
     if isinstance(scene, Ordered):
-        gap = fillers.gap()
-        safe = (scene.first, *gap, scene.second)
-        if scene.needed and rng.random() < 0.3:
-            return "absent", safe, (fillers.note(), *gap, scene.second)
-        return "swapped", safe, (scene.second, *gap, scene.first)
+        safe = (scene.first, *between, scene.second)
+        if scene.needed and rng.random() < 0.15:
+            return "absent", safe, (fillers.note(), *between, scene.second)
+        return "swapped", safe, (scene.second, *between, scene.first)
     if isinstance(scene, Bracketed):
         note = fillers.note()
-        inside = (note, scene.enter, scene.step, scene.leave)
-        outside = (scene.step, scene.enter, note, scene.leave)
+        inside = (note, *between, scene.enter, scene.step, scene.leave)
+        outside = (scene.step, *between, scene.enter, note, scene.leave)
         return ("bracket", inside, outside) if scene.inside else ("bracket", outside, inside)
     assert isinstance(scene, Guarded)
     ways = [way for way in _MECHANISMS if way != "slack" or scene.slack]
     way = rng.choices(ways, [_WEIGHTS[w] for w in ways])[0]
-    return (way, *_MECHANISMS[way](scene, fillers))
+    check = Block(f"if ({scene.bad})", (*fillers.perhaps(), REJECT))
+    safe = (check, *between, scene.sink)
+    return way, safe, _MECHANISMS[way](scene, check, fillers, between)
 
 
-def _check(condition: str, fillers: _Fillers, consequence: str = REJECT) -> Block:
-    return Block(f"if ({condition})", (*fillers.perhaps(), consequence))
-
-
-def _late(scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
+def _late(scene: Guarded, check: Block, fillers: _Fillers, between: Nodes) -> Nodes:
     """The check comes after the access."""
-    check, gap = _check(scene.bad, fillers), fillers.gap()
-    return (check, *gap, scene.sink), (scene.sink, *gap, check)
+    return (scene.sink, *between, check)
 
 
-def _toothless(scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
+def _toothless(scene: Guarded, check: Block, fillers: _Fillers, between: Nodes) -> Nodes:
     """The check only takes a note."""
-    check, gap = _check(scene.bad, fillers), fillers.gap()
-    toothless = Block(check.head, (*check.body[:-1], fillers.note()))
-    return (check, *gap, scene.sink), (toothless, *gap, scene.sink)
+    return (Block(check.head, (*check.body[:-1], fillers.note())), *between, scene.sink)
 
 
-def _missing(scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
+def _missing(scene: Guarded, check: Block, fillers: _Fillers, between: Nodes) -> Nodes:
     """Something else is looked at, and nothing checked."""
-    check, gap = _check(scene.bad, fillers), fillers.gap()
     aside = Block(f"if ({fillers.aside()})", (*check.body[:-1], fillers.note()))
-    return (check, *gap, scene.sink), (aside, *gap, scene.sink)
+    return (aside, *between, scene.sink)
 
 
-def _slack(scene: Guarded, fillers: _Fillers) -> tuple[Nodes, Nodes]:
+def _slack(scene: Guarded, check: Block, fillers: _Fillers, between: Nodes) -> Nodes:
     """The check lets dangerous values pass."""
-    check, gap = _check(scene.bad, fillers), fillers.gap()
-    slack = Block(f"if ({scene.slack})", check.body)
-    return (check, *gap, scene.sink), (slack, *gap, scene.sink)
+    return (Block(f"if ({scene.slack})", check.body), *between, scene.sink)
 
 
 _MECHANISMS = {"late": _late, "toothless": _toothless, "missing": _missing, "slack": _slack}
-_WEIGHTS = {"late": 0.5, "toothless": 0.22, "missing": 0.23, "slack": 0.05}
+_WEIGHTS = {"late": 0.6, "toothless": 0.17, "missing": 0.18, "slack": 0.05}
 
 
 @dataclass(frozen=True)
@@ -204,20 +225,19 @@ class _Frame:
     jump: bool  # give up through a label at the end
 
     @classmethod
-    def draw(cls, rng: random.Random, scene: Scene, fillers: _Fillers) -> _Frame:
-        needs, bodies = fillers.some(int(rng.expovariate(1.0)) + (rng.randint(4, 14) if rng.random() < 0.05 else 0))
-        cut = min(len(bodies), int(rng.random() < 0.15))
-        before = [scene.setup, *bodies[:cut]]
-        if not (scene.locals or needs):
-            before.insert(0, (fillers.note(),))
+    def draw(cls, rng: random.Random, scene: Scene, fillers: _Fillers, padding: _Padding, *, gives_up: bool) -> _Frame:
+        declarations = (*scene.locals, *padding.declarations)
+        before = (*scene.setup, *padding.before)
+        if not (declarations or before):
+            before = (fillers.note(),)  # else the token after the opening brace would tell which step is first
         answer = rng.choice(templates.ANSWERS)
         return cls(
             params=scene.params,
-            before=tuple(node for body in before for node in body),
-            after=(*scene.tail, *(node for body in bodies[cut:] for node in body)),
-            declarations=(*scene.locals, *needs),
+            before=before,
+            after=(*scene.tail, *padding.after),
+            declarations=declarations,
             answer=answer,
-            jump=answer[0] != "void" and rng.random() < 0.2,
+            jump=gives_up and answer[0] != "void" and rng.random() < 0.3,
         )
 
 
@@ -245,7 +265,7 @@ class _Names:
         words = templates.ROLES.get(role, (role,))
         taken = _DECLARED | set(self._of.values())
         name = self._rng.choice(words)
-        if self._style != "bare" and self._rng.random() < 0.35:
+        if self._style != "bare" and self._rng.random() < 0.25:
             name = self._join(self._rng.choice(templates.NOUNS), name)
         while name in taken:
             name = self._join(self._rng.choice(templates.NOUNS), self._rng.choice(words))

@@ -168,11 +168,14 @@ def source_digests(settings: MoekdSettings) -> list[str]:
 
     Raises DataError if a file is missing.
     """
+    from moekd.data.embedded import fingerprint
+
     digests = []
     for source in settings.data.sources:
         path = expand(source.path or "")
         if source.kind == "embedded" or (source.kind == "hub" and not path.is_dir()):
-            digests.append(sha256_text(source.model_dump_json()))
+            generator = fingerprint() if source.kind == "embedded" else ""
+            digests.append(sha256_text(source.model_dump_json() + generator))
             continue
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         with _reading(path):

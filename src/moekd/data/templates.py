@@ -37,9 +37,9 @@ PRELUDE = """\
 #define TABLE_SIZE 32
 #define MAX_DEPTH 16
 #define HEADER_SIZE 12
-#define FIELDS(kind) struct kind { char name[64]; char path[256]; char *data; size_t len; size_t size; int count; \\
-    int flags; int state; int fd; int refs; int ready; int values[32]; unsigned int id; unsigned int mask; \\
-    uid_t owner; uint16_t width; uint8_t level; uint32_t total; struct kind *next; struct kind *child; \\
+#define FIELDS(kind) struct kind { char name[64]; char *data; size_t len; size_t size; int count; \\
+    int flags; int state; int fd; int refs; int values[32]; unsigned int id; unsigned int mask; \\
+    uid_t owner; uint16_t width; uint32_t total; struct kind *child; \\
     pthread_mutex_t lock; FILE *file; }
 FIELDS(session); FIELDS(packet); FIELDS(request); FIELDS(device); FIELDS(channel); FIELDS(record); FIELDS(stream);
 FIELDS(worker);
@@ -48,7 +48,6 @@ extern struct counters stats;
 extern int verbose, debug_level, tracing;
 extern const char *program;
 extern const int table[32];
-extern const unsigned char key_ring[64];
 void log_debug(const char *, ...); void log_info(const char *, ...); void log_warn(const char *, ...);
 void trace_event(int); void touch_clock(void); void update_meter(int); void emit(const void *); void emit_value(long);
 void add_metric(const char *, long);
@@ -56,16 +55,16 @@ int db_exec(void *, const char *); int clean_word(const char *); int valid_text(
 void quote_word(char *, size_t, const char *); void escape_html(char *, size_t, const char *);
 int send_page(int, const char *); int load_plugin(const char *); int drop_caps(void); int parse_config(const char *);
 int has_permission(uid_t, int); int check_password(const char *, const char *); int delete_record(unsigned int);
-int same_origin(const char *, const char *); int token_expired(const char *); void grant_access(unsigned int, int);
+int token_expired(const char *); void grant_access(unsigned int, int);
 int checksum_ok(const void *, size_t); int signature_ok(const void *, size_t); int apply_update(const void *, size_t);
-void seed_random(unsigned int); void random_bytes(void *, size_t); int make_key(void *, size_t);
+void seed_random(unsigned int); void random_bytes(void *, size_t);
 int install_key(const void *);
-void *find_entry(const char *); void put_entry(void *); void *get_buffer(size_t); void put_buffer(void *);
-int is_busy(unsigned int); void list_add(void *); void list_remove(void *);
-void init_ring(void *); void start_ring(void *);
+void *find_entry(const char *); void free_entry(void *); void *get_buffer(size_t); void put_buffer(void *);
+int is_busy(unsigned int); void list_add(void *);
+void init_ring(void *);
 int read_block(int, void *, size_t); int write_block(int, const void *, size_t); void reset_state(void *);
 void enable_irq(int); void register_handler(int); void *run_worker(void *);
-int copy_out(void *, const void *, size_t); int is_local(const char *);
+int copy_out(void *, const void *, size_t);
 """
 
 
@@ -161,12 +160,11 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             bad="strlen({src}) >= sizeof({obj}->name)",
             sink="strcpy({obj}->name, {src});",
         ),
-        Ordered("CWE-416", _OBJ, first="emit_value({obj}->count);", second="free({obj});", needed=False),
         Ordered(
             "CWE-416",
             "struct {kind} *{obj}, char *{out}",
             first="copy_out({out}, {obj}->data, {obj}->len);",
-            second="put_entry({obj});",
+            second="free_entry({obj});",
             needed=False,
         ),
     ),
@@ -210,10 +208,9 @@ SCENES: dict[str, tuple[Scene, ...]] = {
     "CWE-399": (
         Ordered(
             "CWE-399",
-            "struct {kind} *{obj}, size_t {len}",
-            locals=("void *{buf} = get_buffer({len});",),
-            first="put_buffer({buf});",
-            second=Block("if ({obj}->state < 0)", (REJECT,)),
+            "struct {kind} *{obj}, const char *{path}",
+            first="fclose({obj}->file);",
+            second='{obj}->file = fopen({path}, "r");',
         ),
         Ordered(
             "CWE-399",
@@ -250,12 +247,6 @@ SCENES: dict[str, tuple[Scene, ...]] = {
             first="umask(077);",
             second="{fd} = creat({path}, 0666);",
             tail=("emit_value({fd});",),
-        ),
-        Guarded(
-            "CWE-264",
-            "uid_t {uid}, const char *{path}",
-            bad="seteuid({uid}) != 0",
-            sink="load_plugin({path});",
         ),
         Bracketed(
             "CWE-264",
@@ -534,14 +525,12 @@ ROLES: dict[str, tuple[str, ...]] = {
     "obj": ("obj", "ctx", "self", "node", "entry", "s", "p"),
     "item": ("item", "elem", "cur"),
     "path": ("path", "file_name", "filename", "fname"),
-    "file": ("fp", "file", "f"),
     "fd": ("fd", "sock", "handle"),
     "user": ("user", "login", "name"),
     "pass": ("pass", "password", "secret"),
     "arg": ("arg", "word", "param"),
     "cmd": ("cmd", "command", "line"),
     "query": ("query", "sql", "stmt"),
-    "got": ("got", "ret", "rc", "res"),
     "image": ("image", "blob", "payload"),
     "i": ("i", "j", "k", "n"),
     "key": ("key", "id", "name"),
