@@ -23,6 +23,7 @@ EXIT_CODES = """Exit codes: 0 done, 2 wrong usage or settings, 3 internal error,
 6 the output cannot be written, 7 an optional package is missing, 130 interrupted."""
 
 _TRAIN_PACKAGES = (
+    "accelerate",
     "pyarrow",
     "safetensors",
     "scipy",

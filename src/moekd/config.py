@@ -80,7 +80,8 @@ class Training(Settings):
 
     epochs: int = Field(5, ge=1)
     learning_rate: float = Field(2e-5, gt=0)  # AdamW, peak
-    schedule: Literal["linear", "one-cycle"] = "linear"  # after warm-up: to zero linearly, or along a cosine
+    # After warm-up: to zero linearly, along a cosine, or at the peak until the last fifth and then linearly.
+    schedule: Literal["linear", "one-cycle", "trapezoid"] = "linear"
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)  # largest gradient norm
@@ -120,6 +121,46 @@ class Encoder(Settings):
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be divisible by heads ({self.heads})")
         return self
+
+
+class Corpus(Settings):
+    """Sources of the pre-training functions."""
+
+    paths: tuple[str, ...] = Field(min_length=1)  # folders, archives and parquet files; $NAME is replaced
+    column: str = "func"  # of parquet files
+    exclude: tuple[str, ...] = ()  # parquet files: their `func` and near-duplicates of it must not be learned
+    min_characters: int = Field(30, ge=1)  # of a normalised function; shorter ones are dropped
+    max_characters: int = Field(40_000, ge=100)
+    near_duplicate_jaccard: float = Field(0.7, gt=0, le=1)  # of token 5-gram sets; the first of a set is kept
+    held_out: float = Field(0.01, gt=0, lt=1)  # share of files, for the held-out measures
+    bpe_characters: int = Field(60_000_000, ge=1000)  # the tokenizer is trained on about this much of the training part
+    workers: int = NotInKey(2, ge=1)  # processes
+
+
+class PretrainTraining(Training):
+    """Training of the encoder on packed rows; `epochs` is not read: `pretrain.tokens` says how long."""
+
+    learning_rate: float = Field(1e-3, gt=0)  # AdamW, peak
+    schedule: Literal["linear", "one-cycle", "trapezoid"] = "trapezoid"
+    warmup: float = Field(0.02, ge=0, lt=1)  # share of all steps
+    token_budget: int = Field(8192, ge=64)  # tokens a batch, of all processes together
+
+
+class Pretrain(Settings):
+    """Objective and budget of pre-training."""
+
+    # Masked language model, or detection of tokens that a small masked language model replaced.
+    objective: Literal["masked-tokens", "replaced-tokens"] = "masked-tokens"
+    mask_share: float = Field(0.15, gt=0, lt=1)  # of all tokens
+    whole_identifiers: bool = False  # mask all tokens of an identifier or none
+    row_length: int = Field(256, ge=16)  # tokens of a packed row; at most encoder.max_length
+    tokens: int = Field(60_000_000, ge=1000)  # trained on, over all epochs of the corpus
+    round_tokens: int = Field(1_000_000, ge=500)  # between two measures on held-out rows
+    generator_layers: int = Field(2, ge=1)  # replaced-tokens: of the masked language model
+    generator_hidden: int = Field(128, ge=8)
+    generator_heads: int = Field(4, ge=1)
+    detection_weight: float = Field(50.0, gt=0)  # replaced-tokens: of the detector's loss beside the generator's
+    training: PretrainTraining = PretrainTraining()
 
 
 class Teacher(Settings):
@@ -217,4 +258,27 @@ class MoekdSettings(Settings):
             raise ValueError(
                 f"mixture.k is {self.mixture.k}, but {name} makes only {experts} experts; choose mixture.k <= {experts}"
             )
+        return self
+
+
+class PretrainSettings(Settings):
+    """Everything one `moekd pretrain` needs."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")  # of the encoder
+    run: Run = Run()
+    corpus: Corpus
+    encoder: Encoder = Encoder(vocabulary=8192, layers=4, hidden=256, intermediate=1024)
+    pretrain: Pretrain = Pretrain()
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> PretrainSettings:
+        if self.encoder.name != "random":
+            raise ValueError('encoder.name must be "random" here: pre-training starts from random weights')
+        if self.pretrain.row_length > self.encoder.max_length:
+            raise ValueError(
+                f"pretrain.row_length ({self.pretrain.row_length}) must be at most encoder.max_length "
+                f"({self.encoder.max_length})"
+            )
+        if self.encoder.vocabulary > 65_536:
+            raise ValueError(f"encoder.vocabulary is {self.encoder.vocabulary}, but rows hold ids below 65,536")
         return self

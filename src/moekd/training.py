@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from moekd.config import Training
 
 
+_DECAY_SHARE = 0.2  # of a trapezoid run
+
+
 @dataclass(frozen=True)
 class Task:
     """What a training run learns, and how its progress is judged.
@@ -74,10 +77,13 @@ class _Position:
 def learning_rate_factor(progress: float, *, warmup: float, schedule: str) -> float:
     """Share of the peak learning rate at `progress` of the run, both in [0, 1].
 
-    Linear warm-up over the first `warmup`, then to zero in a straight line or along a half cosine.
+    Linear warm-up over the first `warmup`, then to zero in a straight line, along a half cosine, or ("trapezoid") in a
+    straight line over the last fifth of the run only: Hagele et al. 2024, arXiv:2405.18392, section 3.
     """
     if progress < warmup:
         return progress / warmup
+    if schedule == "trapezoid":
+        return min(1.0, (1 - progress) / _DECAY_SHARE)
     rest = (progress - warmup) / (1 - warmup)
     return 1 - rest if schedule == "linear" else 0.5 * (1 + float(np.cos(np.pi * rest)))
 
