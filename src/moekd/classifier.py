@@ -147,10 +147,44 @@ def roberta(
     Positions start as sinusoids of the word embeddings' size instead of noise: order is then readable from the
     first step, and a few thousand functions are too few to learn it from nothing.
     """
-    from transformers import RobertaConfig, RobertaForSequenceClassification
+    from transformers import RobertaForSequenceClassification
+
+    config = roberta_config(
+        tokenizer=tokenizer,
+        max_length=max_length,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        intermediate=intermediate,
+        dropout=dropout,
+        attention_dropout=attention_dropout,
+        activation=activation,
+        labels=labels,
+    )
+    model = RobertaForSequenceClassification(config)
+    model.set_attn_implementation(numerics.attention())
+    start_positions_as_sinusoids(model.roberta.embeddings.position_embeddings.weight, config.initializer_range)
+    return model
+
+
+def roberta_config(
+    *,
+    tokenizer: Any,
+    max_length: int,
+    layers: int,
+    hidden: int,
+    heads: int,
+    intermediate: int,
+    dropout: float,
+    attention_dropout: float = 0.0,
+    activation: str = "gelu",
+    labels: Sequence[str] = LABELS,
+) -> Any:
+    """The `transformers.RobertaConfig` of all our encoders and students."""
+    from transformers import RobertaConfig
 
     names = dict(enumerate(labels))
-    config = RobertaConfig(
+    return RobertaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -169,13 +203,10 @@ def roberta(
         label2id={name: index for index, name in names.items()},
         problem_type="single_label_classification",
     )
-    model = RobertaForSequenceClassification(config)
-    model.set_attn_implementation(numerics.attention())
-    _start_positions_as_sinusoids(model.roberta.embeddings.position_embeddings.weight, config.initializer_range)
-    return model
 
 
-def _start_positions_as_sinusoids(weight: torch.Tensor, standard_deviation: float) -> None:
+def start_positions_as_sinusoids(weight: torch.Tensor, standard_deviation: float) -> None:
+    """Fill position embeddings, (positions, width), with sinusoids of a standard deviation."""
     import torch
 
     positions, width = weight.shape

@@ -156,6 +156,31 @@ def status(config: Config, overrides: Overrides = [], as_json: AsJson = False) -
         typer.echo(f"{one.state:8} {one.label:{width}} {'; '.join(one.reasons)}".rstrip())
 
 
+@app.command(epilog=EXIT_CODES)
+def pretrain(config: Config, overrides: Overrides = [], as_json: AsJson = False, quiet: Quiet = False) -> None:  # noqa: B006
+    """Pre-train a small code encoder on the C and C++ sources of CONFIG.
+
+    A run that was stopped continues. Several processes: `accelerate launch --num_processes N -m moekd pretrain CONFIG`.
+    The last line on stdout is the folder of the encoder.
+    """
+    from moekd import console, stages
+    from moekd.settings_loading import load_pretrain_settings
+    from moekd.steps import read_manifest
+
+    console.set_quiet(quiet)
+    folder = stages.pretrain(load_pretrain_settings(config, overrides))
+    if os.environ.get("RANK", "0") != "0":
+        return
+    facts = read_manifest(folder)["facts"]
+    if as_json:
+        _print_json({"folder": str(folder / "model"), **facts})
+        return
+    typer.echo(f"{facts['tokens_per_second']:,.0f} tokens/s")
+    for name, value in facts["held_out"].items():
+        typer.echo(f"held-out {name.replace('_', ' ')}: {value:.3f}")
+    typer.echo(folder / "model")
+
+
 @data_app.command(epilog=EXIT_CODES)
 def describe(
     config: Config,
@@ -188,7 +213,7 @@ def show(config: Config, overrides: Overrides = [], as_json: AsJson = False) -> 
 
     from moekd import settings_loading
 
-    rows = settings_loading.show(settings_loading.load(config, overrides))
+    rows = settings_loading.show(settings_loading.load_any(config, overrides))
     if as_json:
         _print_json({key: {"value": value, "origin": origin} for key, value, origin in rows})
         return

@@ -133,7 +133,6 @@ class Corpus(Settings):
     max_characters: int = Field(40_000, ge=100)
     near_duplicate_jaccard: float = Field(0.7, gt=0, le=1)  # of token 5-gram sets; the first of a set is kept
     held_out: float = Field(0.01, gt=0, lt=1)  # share of files, for the held-out measures
-    bpe_characters: int = Field(60_000_000, ge=1000)  # the tokenizer is trained on about this much of the training part
     workers: int = NotInKey(2, ge=1)  # processes
 
 
@@ -222,11 +221,16 @@ class Evaluate(Settings):
     confidence: float = Field(0.95, gt=0, lt=1)
 
 
-class MoekdSettings(Settings):
+class RootSettings(Settings):
+    """What every config has."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")  # of the data set, or of the encoder
+    run: Run = Run()
+
+
+class MoekdSettings(RootSettings):
     """Everything one `moekd run` needs."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")  # of the data set, in results
-    run: Run = Run()
     data: Data
     partition: Partition = Partition()
     encoder: Encoder = Encoder()
@@ -261,11 +265,9 @@ class MoekdSettings(Settings):
         return self
 
 
-class PretrainSettings(Settings):
+class PretrainSettings(RootSettings):
     """Everything one `moekd pretrain` needs."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")  # of the encoder
-    run: Run = Run()
     corpus: Corpus
     encoder: Encoder = Encoder(vocabulary=8192, layers=4, hidden=256, intermediate=1024)
     pretrain: Pretrain = Pretrain()

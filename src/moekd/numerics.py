@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import datetime
 import hashlib
 import os
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # saves the page faults of every large tensor: 10 to 25 % of a CPU training step.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 1 << 30
+_PATIENCE = datetime.timedelta(hours=12)  # of processes that wait for the first one to prepare the data
 
 
 def seed_of(*parts: object) -> int:
@@ -91,6 +93,54 @@ def attention() -> str:
     as fast (docs/experiments.md).
     """
     return "eager" if device().type == "cpu" else "sdpa"
+
+
+def rank_and_processes() -> tuple[int, int]:
+    """This process's rank and the number of processes that train together: 0 and 1 without `accelerate launch`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device().type == "cpu", timeout=_PATIENCE)
+    return state.process_index, state.num_processes
+
+
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The mean over all processes; the values themselves where there is one only."""
+    if rank_and_processes()[1] == 1:
+        return values
+    from accelerate.utils import reduce
+
+    return reduce(values, reduction="mean")
+
+
+def average_gradients(model: torch.nn.Module) -> None:
+    """Replace the gradients by their mean over all processes, sent in one piece."""
+    if rank_and_processes()[1] == 1:
+        return
+    import torch
+
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    mean = mean_over_processes(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if rank_and_processes()[1] > 1:
+        from accelerate.utils import wait_for_everyone
+
+        wait_for_everyone()
+
+
+def tell_all(value: bool) -> bool:
+    """Return the first process's value in every process."""
+    if rank_and_processes()[1] == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return bool(broadcast_object_list([value])[0])
 
 
 def autocast(bf16: bool) -> AbstractContextManager[None]:

@@ -9,24 +9,26 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from moekd.config import MoekdSettings, Settings
+from moekd.config import MoekdSettings, PretrainSettings, RootSettings, Settings
 from moekd.errors import SettingsError
 
 DEFAULT = "default"
 SET = "--set"
 
+Root = TypeVar("Root", bound=RootSettings)
+
 _ABSENT = object()
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Loaded(Generic[Root]):
     """Checked settings and, for every dotted key, where its value came from."""
 
-    settings: MoekdSettings
+    settings: Root
     origins: Mapping[str, str]  # the file's path as it was given, "--set" or "default"
 
 
@@ -39,11 +41,22 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> MoekdSettings:
     Raises:
         SettingsError: the file is missing or no TOML, a setting is unknown, or a value is not allowed.
     """
-    return load(path, overrides).settings
+    return load(path, overrides, MoekdSettings).settings
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """As `load_settings`, with the origin of each value."""
+def load_pretrain_settings(path: Path, overrides: Sequence[str] = ()) -> PretrainSettings:
+    """As `load_settings`, for `moekd pretrain`."""
+    return load(path, overrides, PretrainSettings).settings
+
+
+def load_any(path: Path, overrides: Sequence[str] = ()) -> Loaded[Any]:
+    """Load a config of either kind; one with a `corpus` is for `moekd pretrain`."""
+    kind: type[RootSettings] = PretrainSettings if "corpus" in _read(path) else MoekdSettings
+    return load(path, overrides, kind)
+
+
+def load(path: Path, overrides: Sequence[str], root: type[Root]) -> Loaded[Root]:
+    """Return checked settings of one kind with the origin of each value; errors as in `load_settings`."""
     tree = _read(path)
     changed = [_override(tree, text) for text in overrides]
 
@@ -52,15 +65,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
     try:
         # JSON mode is strict about scalars ("5" and true are no integers) and still takes arrays for tuples.
-        settings = MoekdSettings.model_validate_json(json.dumps(tree, default=str), strict=True)
+        settings = root.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
-        raise SettingsError(_explain(error, origin)) from error
+        raise SettingsError(_explain(error, origin, root)) from error
 
     origins = {key: DEFAULT if _at(tree, key) is _ABSENT else origin(key) for key in flat(settings)}
     return Loaded(settings, origins)
 
 
-def show(loaded: Loaded) -> list[tuple[str, Any, str]]:
+def show(loaded: Loaded[Any]) -> list[tuple[str, Any, str]]:
     """Every setting in the order of the tree: dotted key, JSON-able value, origin."""
     return [(key, value, loaded.origins[key]) for key, value in flat(loaded.settings).items()]
 
@@ -70,7 +83,7 @@ def flat(settings: Settings) -> dict[str, Any]:
     return dict(_leaves(settings, "", everything=True))
 
 
-def key_settings(settings: MoekdSettings, sections: Sequence[str]) -> dict[str, Any]:
+def key_settings(settings: RootSettings, sections: Sequence[str]) -> dict[str, Any]:
     """Return the JSON-able part of the settings that `sections` name, as dotted keys and values.
 
     Args:
@@ -174,7 +187,7 @@ def _overlap(key: str, other: str) -> bool:
 # ------------------------------------------------------------------------------------------------ explaining
 
 
-def _explain(error: ValidationError, origin: Callable[[str], str]) -> str:
+def _explain(error: ValidationError, origin: Callable[[str], str], root: type[Settings]) -> str:
     details = error.errors(include_url=False)
     # pydantic repeats an error of a list's item as an error of the list's length: keep the innermost only.
     innermost = [
@@ -182,15 +195,15 @@ def _explain(error: ValidationError, origin: Callable[[str], str]) -> str:
         for one in details
         if not any(one["loc"] == other["loc"][: len(one["loc"])] for other in details if other is not one)
     ]
-    return "\n".join(_explain_one(one, origin) for one in innermost or details)
+    return "\n".join(_explain_one(one, origin, root) for one in innermost or details)
 
 
-def _explain_one(detail: Any, origin: Callable[[str], str]) -> str:
+def _explain_one(detail: Any, origin: Callable[[str], str], root: type[Settings]) -> str:
     loc = detail["loc"]
     key = ".".join(str(part) for part in loc)
     place = origin(key)
     if detail["type"] == "extra_forbidden":
-        return f"unknown setting `{key}` in {place}{_nearest(loc)}"
+        return f"unknown setting `{key}` in {place}{_nearest(loc, root)}"
     if detail["type"] == "missing":
         return f"missing setting `{key}` in {place}: it has no default"
     message = detail["msg"].replace("an object", "a table")
@@ -202,11 +215,11 @@ def _explain_one(detail: Any, origin: Callable[[str], str]) -> str:
     return f"`{key}` is {_brief(detail['input'])} in {place}; {wanted}{hint}"
 
 
-def _nearest(loc: tuple[str | int, ...]) -> str:
+def _nearest(loc: tuple[str | int, ...], root: type[Settings]) -> str:
     """Name the known setting that an unknown one was meant to be, or all that are possible there."""
     *parents, name = (str(part) for part in loc)
-    siblings = [".".join([*parents, other]) for other in _class_at(loc[:-1]).model_fields]
-    elsewhere = [key for key in _known_keys(MoekdSettings) if key.rsplit(".", 1)[-1] == name]
+    siblings = [".".join([*parents, other]) for other in _class_at(loc[:-1], root).model_fields]
+    elsewhere = [key for key in _known_keys(root) if key.rsplit(".", 1)[-1] == name]
     hint = _did_you_mean(".".join([*parents, name]), siblings) or (
         f"; did you mean `{elsewhere[0]}`?" if elsewhere else ""
     )
@@ -218,8 +231,8 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
-def _class_at(loc: Sequence[str | int]) -> type[BaseModel]:
-    found: type[BaseModel] = MoekdSettings
+def _class_at(loc: Sequence[str | int], root: type[Settings]) -> type[BaseModel]:
+    found: type[BaseModel] = root
     for part in loc:
         if isinstance(part, str):
             found = _settings_class(found.model_fields[part].annotation) or found

@@ -14,13 +14,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moekd.errors import SettingsError
-from moekd.steps import Step, run_steps
+from moekd.steps import Step, folder_of, help_with, is_finished, run_steps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from moekd.config import MoekdSettings
+    from moekd.config import MoekdSettings, PretrainSettings
 
 BASELINES = ("length", "bag-of-tokens-half-a", "bag-of-tokens")
 
@@ -43,6 +43,49 @@ def run(settings: MoekdSettings) -> Path:
     results = steps[-1]
     _require_experts(settings, results.needs["partition"])
     return run_steps(steps, settings)[results.label]
+
+
+def pretrain(settings: PretrainSettings) -> Path:
+    """Pre-train an encoder and return the folder that holds `model/`, and `language-model/` where that is another.
+
+    Under `accelerate launch` the first process prepares the corpus and writes the results; the others help it train
+    in the folder where it works, which they must be able to read.
+    """
+    from moekd import numerics
+
+    rank, processes = numerics.rank_and_processes()
+    step = pretrain_plan(settings)[-1]
+    if rank == 0:
+        run_steps(list(step.needs.values()), settings)
+    numerics.wait_for_all()
+    if rank == 0:
+        if processes > 1:
+            numerics.tell_all(not is_finished(step, settings))
+        return run_steps([step], settings)[step.label]
+    if numerics.tell_all(True):
+        help_with(step, settings)
+    return folder_of(step, settings)
+
+
+def pretrain_plan(settings: PretrainSettings) -> list[Step]:
+    """Return the steps of a pre-training run, each after what it needs."""
+    corpus = Step(
+        "corpus", "moekd.pretrain.corpus:collect", reads=("corpus",), external="moekd.pretrain.corpus:source_digests"
+    )
+    rows = Step(
+        "rows",
+        "moekd.pretrain.rows:pack",
+        reads=("encoder.vocabulary", "encoder.max_length", "pretrain.row_length"),
+        needs={"corpus": corpus},
+    )
+    encoder = Step(
+        "pretrain",
+        "moekd.pretrain.training:train",
+        reads=("encoder", "pretrain"),
+        needs={"rows": rows},
+        variant={"seed": settings.run.seeds[0]},
+    )
+    return [corpus, rows, encoder]
 
 
 def _require_experts(settings: MoekdSettings, partition: Step) -> None:

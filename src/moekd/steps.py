@@ -30,12 +30,13 @@ from moekd.files import read_json, sha256_file, sha256_text, write_json, writing
 from moekd.settings_loading import key_settings
 
 if TYPE_CHECKING:
-    from moekd.config import MoekdSettings
+    from moekd.config import RootSettings
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _ATTEMPTS = "attempts.json"  # in `.part` only: seconds of earlier attempts, and when this one started
 _PACKAGES = (
+    "accelerate",
     "moekd",
     "numpy",
     "pyarrow",
@@ -83,12 +84,12 @@ class Status:
 # ------------------------------------------------------------------------------------------------ keys
 
 
-def key_of(step: Step, settings: MoekdSettings) -> str:
+def key_of(step: Step, settings: RootSettings) -> str:
     """Return the key of a step, 16 hexadecimal digits. Raises DataError if an external input is missing."""
     return _identities([step], settings)[step]["key"]
 
 
-def _identities(steps: Sequence[Step], settings: MoekdSettings) -> dict[Step, dict[str, Any]]:
+def _identities(steps: Sequence[Step], settings: RootSettings) -> dict[Step, dict[str, Any]]:
     """Return what can change the result of each step and of all that they need, in an order that can be run.
 
     JSON-able: the key is the digest of an identity, and the manifest shows it.
@@ -126,7 +127,7 @@ def _imported(reference: str) -> Any:
 # ------------------------------------------------------------------------------------------------ running
 
 
-def run_steps(steps: Sequence[Step], settings: MoekdSettings) -> dict[str, Path]:
+def run_steps(steps: Sequence[Step], settings: RootSettings) -> dict[str, Path]:
     """Bring each step, and all that it needs, to its finished folder; returns the folders by label.
 
     Finished steps are checked by the digests of their files and reused; a damaged one is told and rebuilt.
@@ -156,7 +157,26 @@ def run_steps(steps: Sequence[Step], settings: MoekdSettings) -> dict[str, Path]
     return finished
 
 
-def _folder(identity: Mapping[str, Any], settings: MoekdSettings) -> Path:
+def folder_of(step: Step, settings: RootSettings) -> Path:
+    """Return where the step's finished work lies, or will lie."""
+    return _folder(_identities([step], settings)[step], settings)
+
+
+def is_finished(step: Step, settings: RootSettings) -> bool:
+    """Whether the step's work is finished and undamaged."""
+    return _is_whole(folder_of(step, settings), step, quiet=True)
+
+
+def help_with(step: Step, settings: RootSettings) -> None:
+    """Run the step's function in this process beside the one that builds the step, in its `.part` folder.
+
+    For training in several processes; the function must know that it does not run in the first of them.
+    """
+    inputs = {name: folder_of(needed, settings) for name, needed in step.needs.items()}
+    _imported(step.run)(settings, inputs, _part(folder_of(step, settings)), **step.variant)
+
+
+def _folder(identity: Mapping[str, Any], settings: RootSettings) -> Path:
     return Path(settings.run.folder) / identity["stage"] / identity["key"]
 
 
@@ -164,7 +184,7 @@ def _part(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.part")
 
 
-def _build(step: Step, identity: dict[str, Any], settings: MoekdSettings, folders: Mapping[Step, Path]) -> None:
+def _build(step: Step, identity: dict[str, Any], settings: RootSettings, folders: Mapping[Step, Path]) -> None:
     """Run or continue one step in its `.part` folder, under its lock, and finish the folder."""
     folder = folders[step]
     part = _part(folder)
@@ -329,7 +349,7 @@ def _remove(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ status
 
 
-def status(steps: Sequence[Step], settings: MoekdSettings) -> list[Status]:
+def status(steps: Sequence[Step], settings: RootSettings) -> list[Status]:
     """Tell how each step stands, and which setting made the stale ones stale. Trusts the manifests."""
     identities = _identities(steps, settings)
     by_label = {step.label: (step, identity) for step, identity in identities.items()}

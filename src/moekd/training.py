@@ -41,16 +41,20 @@ class Task:
         name: shown with the progress.
         tokens: encoded texts; rows are numbered in their order.
         draw: epoch -> rows of that epoch, so that a task can sample anew each time.
-        loss: logits (batch, classes) in fp32 and the batch's rows -> scalar.
+        loss: outputs and the batch's rows -> scalar. Outputs are the logits (batch, classes) in fp32, or what `forward`
+            returns.
         measure: the model in evaluation mode -> figure of merit on validation data, higher is better; None where
             there is nothing to judge by, and the last epoch is kept.
+        forward: for other work than classifying texts: the model and the batch's rows -> outputs. Runs under autocast;
+            torch's generator is seeded by step, so that what it draws is the same in a resumed run.
     """
 
     name: str
     tokens: Tokens
     draw: Callable[[int], np.ndarray]
-    loss: Callable[[torch.Tensor, np.ndarray], torch.Tensor]
+    loss: Callable[[Any, np.ndarray], torch.Tensor]
     measure: Callable[[Any], float] | None
+    forward: Callable[[Any, np.ndarray], Any] | None = None
 
 
 @dataclass
@@ -78,7 +82,7 @@ def learning_rate_factor(progress: float, *, warmup: float, schedule: str) -> fl
     """Share of the peak learning rate at `progress` of the run, both in [0, 1].
 
     Linear warm-up over the first `warmup`, then to zero in a straight line, along a half cosine, or ("trapezoid") in a
-    straight line over the last fifth of the run only: Hagele et al. 2024, arXiv:2405.18392, section 3.
+    straight line over the last fifth of the run only: Hägele et al. 2024, arXiv:2405.18392, section 3.
     """
     if progress < warmup:
         return progress / warmup
@@ -91,6 +95,9 @@ def learning_rate_factor(progress: float, *, warmup: float, schedule: str) -> fl
 def fit(model: Any, task: Task, settings: Training, *, pad_id: int, seed: int, folder: Path) -> History:
     """Train `model` in place and leave it with the weights of its best epoch.
 
+    Under `accelerate launch` each process takes its share of every batch and gradients are averaged; the first one
+    alone writes checkpoints, and ends with the best weights.
+
     Args:
         seed: of the batches and of dropout.
         folder: holds `checkpoint/` and `best.safetensors` until the run is done; resumed from when present.
@@ -101,6 +108,7 @@ def fit(model: Any, task: Task, settings: Training, *, pad_id: int, seed: int, f
     import torch
     from safetensors.torch import load_file
 
+    rank, processes = numerics.rank_and_processes()
     model.to(numerics.device())
     optimizer = make_optimizer(model, settings)
     position, history = _restore(model, optimizer, folder)
@@ -121,13 +129,14 @@ def fit(model: Any, task: Task, settings: Training, *, pad_id: int, seed: int, f
                         warmup=settings.warmup,
                         schedule=settings.schedule,
                     )
-                torch.manual_seed(numerics.seed_of(seed, "dropout", position.epoch, position.batch))
-                loss = _step(model, task, optimizer, rows, settings, pad_id)
+                step = (position.epoch, position.batch) + ((rank,) if rank else ())
+                torch.manual_seed(numerics.seed_of(seed, "dropout", *step))
+                loss = _step(model, task, optimizer, rows[rank::processes], settings, pad_id)
                 position.loss_sum += loss * len(rows)
                 position.rows_done += len(rows)
                 history.tokens += int(task.tokens.lengths[rows].sum())
                 position.batch += 1
-                if time.monotonic() - checkpointed > settings.checkpoint_seconds:
+                if rank == 0 and time.monotonic() - checkpointed > settings.checkpoint_seconds:
                     history.seconds = earlier + time.monotonic() - started
                     _checkpoint(model, optimizer, position, history, folder)
                     checkpointed = time.monotonic()
@@ -137,11 +146,13 @@ def fit(model: Any, task: Task, settings: Training, *, pad_id: int, seed: int, f
                 history.measures.append(float(task.measure(model)))
             if _is_best(history):
                 history.best_epoch = position.epoch
-                _save_weights(model.state_dict(), best_file)
+                if rank == 0:
+                    _save_weights(model.state_dict(), best_file)
             position = _Position(epoch=position.epoch + 1)
             numerics.release_memory()
             advance(1)
-    model.load_state_dict(load_file(best_file, device=str(numerics.device())))
+    if rank == 0:
+        model.load_state_dict(load_file(best_file, device=str(numerics.device())))
     model.eval()
     history.seconds = earlier + time.monotonic() - started
     return history
@@ -188,14 +199,18 @@ def _step(
     import torch
 
     with numerics.autocast(settings.bf16):
-        logits = model(**model_inputs(task.tokens, rows, pad_id)).logits
-    loss = task.loss(logits.float(), rows)
-    value = float(loss.detach())
+        if task.forward is not None:
+            outputs = task.forward(model, rows)
+        else:
+            outputs = model(**model_inputs(task.tokens, rows, pad_id)).logits.float()
+    loss = task.loss(outputs, rows)
+    value = numerics.mean_over_processes(loss.detach().reshape(1)).item()
     if not np.isfinite(value):
         raise SettingsError(
             f"{task.name}: the loss became {value}; lower its learning_rate, which is {settings.learning_rate:g}"
         )
     loss.backward()
+    numerics.average_gradients(model)
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
