@@ -232,6 +232,15 @@ def test_selected_table_needs_one_pass_and_k(full):
     np.testing.assert_allclose(selected.experts[asked], complete.experts[asked], atol=0.02)  # bf16, other batches
 
 
+def test_only_some_systems(tmp_path):
+    """--only brings one system to its end; the table shows it and whatever else has finished, and nothing more."""
+    chosen = settings(tmp_path / "runs")
+    assert {row["system"] for row in rows_of(stages.run(chosen, ["length"]))} == {"length"}
+    assert {row["system"] for row in rows_of(stages.run(chosen, ["teacher"]))} == {"length", "teacher"}
+    with pytest.raises(SettingsError, match=r"--only teachers: no such system or stage; this config has .*teacher"):
+        stages.run(chosen, ["teachers"])
+
+
 def test_more_experts_than_groups_are_refused_before_training(tmp_path):
     chosen = settings(tmp_path / "runs", mixture={"k": 40})
     with pytest.raises(SettingsError, match=r"mixture\.k = 40, but these data have \d+ groups"):

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moekd import numerics
 from moekd.errors import SettingsError
+from moekd.files import sha256_remembered
 from moekd.records import LABELS
 from moekd.tokens import Tokens, encode, token_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     import torch
 
-    from moekd.config import Encoder
+    from moekd.config import Encoder, MoekdSettings, PretrainSettings
+
+#: Encoders that the package ships, by name: folders in assets/.
+ASSETS = ("moekd-mini",)
 
 
 class Classifier:
@@ -71,6 +75,20 @@ def length_limit(config: Any, tokenizer: Any) -> int:
     return int(min(positions, tokenizer.model_max_length))
 
 
+def place_of(encoder: Encoder) -> str:
+    """Return what the loaders take: the folder of an encoder that the package ships, else the name as it is."""
+    folder = Path(__file__).with_name("assets") / encoder.name
+    return str(folder) if encoder.name in ASSETS else encoder.name
+
+
+def encoder_digests(settings: MoekdSettings | PretrainSettings) -> list[str]:
+    """Return the digest of the encoder's weights where they lie on this disk: a new version makes new results."""
+    weights = Path(place_of(settings.encoder)) / "model.safetensors"
+    if settings.encoder.name == "random" or not weights.is_file():
+        return []
+    return [sha256_remembered(weights, Path(settings.run.folder) / "digests")]
+
+
 @contextmanager
 def loading(encoder: Encoder) -> Iterator[None]:
     """Turn the library's failure to load `encoder.name` into a SettingsError."""
@@ -79,7 +97,7 @@ def loading(encoder: Encoder) -> Iterator[None]:
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"encoder.name = {encoder.name!r} could not be loaded: {str(error).splitlines()[0]} "
-            'Give the folder of a saved encoder, a hub name reachable from here, or "random".'
+            f'Give the folder of a saved encoder, a hub name reachable from here, {", ".join(ASSETS)} or "random".'
         ) from error
 
 
@@ -110,13 +128,14 @@ def build(encoder: Encoder, tokenizer: Any, *, labels: Sequence[str] = LABELS, s
             labels=labels,
         )
     with loading(encoder):
-        config = AutoConfig.from_pretrained(encoder.name, revision=encoder.revision, id2label=names)
+        config = AutoConfig.from_pretrained(place_of(encoder), revision=encoder.revision, id2label=names)
         config.label2id = {name: index for index, name in names.items()}
         _set_dropout(config, dropout)
         return AutoModelForSequenceClassification.from_pretrained(
-            encoder.name,
+            place_of(encoder),
             revision=encoder.revision,
             config=config,
+            dtype=torch.float32,  # weights may be shipped in half precision
             ignore_mismatched_sizes=True,
             attn_implementation=numerics.attention(),
         )

@@ -118,7 +118,16 @@ def _moekd(
 
 
 @app.command(epilog=EXIT_CODES)
-def run(config: Config, overrides: Overrides = [], as_json: AsJson = False, quiet: Quiet = False) -> None:  # noqa: B006
+def run(
+    config: Config,
+    overrides: Overrides = [],  # noqa: B006
+    only: Annotated[
+        list[str],
+        typer.Option(metavar="NAME", help="Finish this system or stage alone; the table is of all that is finished."),
+    ] = [],  # noqa: B006
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
     """Run the whole pipeline of CONFIG and print the table of results.
 
     Finished steps are reused, and a run that was stopped at any moment continues. The last line on stdout is
@@ -127,7 +136,7 @@ def run(config: Config, overrides: Overrides = [], as_json: AsJson = False, quie
     from moekd import console, stages
 
     console.set_quiet(quiet)
-    folder = stages.run(_settings(config, overrides))
+    folder = stages.run(_settings(config, overrides), only)
     if as_json:
         _print_json({"folder": str(folder), "results": str(folder / "results.json")})
     else:

@@ -274,8 +274,6 @@ class PretrainSettings(RootSettings):
 
     @model_validator(mode="after")
     def _rows_fit(self) -> PretrainSettings:
-        if self.encoder.name != "random":
-            raise ValueError('encoder.name must be "random" here: pre-training starts from random weights')
         if self.pretrain.row_length > self.encoder.max_length:
             raise ValueError(
                 f"pretrain.row_length ({self.pretrain.row_length}) must be at most encoder.max_length "

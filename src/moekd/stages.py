@@ -17,7 +17,7 @@ from moekd.errors import SettingsError
 from moekd.steps import Step, folder_of, help_with, is_finished, run_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from moekd.config import MoekdSettings, PretrainSettings
@@ -34,19 +34,37 @@ TARGETS = {
 }
 
 
-def run(settings: MoekdSettings) -> Path:
+def run(settings: MoekdSettings, only: Collection[str] = ()) -> Path:
     """Run the whole pipeline and return the folder of its results: results.json and results.md.
 
     Finished steps are reused, and a run that was stopped at any moment continues.
+
+    Args:
+        only: names of systems or stages. Then these alone, with what they need, are brought to their end, and the
+            results are of whatever has finished, now or earlier.
     """
-    steps = plan(settings)
-    results = steps[-1]
+    *steps, results = plan(settings)
     _require_experts(settings, results.needs["partition"])
-    return run_steps(steps, settings)[results.label]
+    if only:
+        run_steps([*_chosen(steps, only), results.needs["data"], results.needs["partition"]], settings)
+        reported = {name: step for name, step in results.needs.items() if is_finished(step, settings)}
+        results = replace(results, needs=reported)
+    else:
+        run_steps(steps, settings)
+    return run_steps([results], settings)[results.label]
+
+
+def _chosen(steps: Sequence[Step], only: Collection[str]) -> list[Step]:
+    names = {step: {step.stage, str(step.variant.get("system", step.stage))} for step in steps}
+    known = set().union(*names.values())
+    for name in only:
+        if name not in known:
+            raise SettingsError(f"--only {name}: no such system or stage; this config has {', '.join(sorted(known))}")
+    return [step for step in steps if names[step] & set(only)]
 
 
 def pretrain(settings: PretrainSettings) -> Path:
-    """Pre-train an encoder and return the folder that holds `model/`, and `language-model/` where that is another.
+    """Pre-train an encoder and return the folder that holds it as `model/`.
 
     Under `accelerate launch` the first process prepares the corpus and writes the results; the others help it train
     in the folder where it works, which they must be able to read.
@@ -75,8 +93,9 @@ def pretrain_plan(settings: PretrainSettings) -> list[Step]:
     rows = Step(
         "rows",
         "moekd.pretrain.rows:pack",
-        reads=("encoder.vocabulary", "encoder.max_length", "pretrain.row_length"),
+        reads=("encoder.name", "encoder.revision", "encoder.vocabulary", "encoder.max_length", "pretrain.row_length"),
         needs={"corpus": corpus},
+        external="moekd.classifier:encoder_digests",
     )
     encoder = Step(
         "pretrain",
@@ -104,7 +123,13 @@ def _require_experts(settings: MoekdSettings, partition: Step) -> None:
 def plan(settings: MoekdSettings) -> list[Step]:
     """Return the steps of a run, each after what it needs; the last one writes the results."""
     data = data_step()
-    encoder = Step("encoder", "moekd.experts.encoder:tokenize", reads=("encoder",), needs={"data": data})
+    encoder = Step(
+        "encoder",
+        "moekd.experts.encoder:tokenize",
+        reads=("encoder",),
+        needs={"data": data},
+        external="moekd.classifier:encoder_digests",
+    )
     tokens = {shape: _student_tokens(data, shape) for shape in settings.student.shapes}
     reported = [_baseline(data, system) for system in BASELINES]
     for seed in settings.run.seeds:

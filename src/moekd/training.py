@@ -17,7 +17,7 @@ import numpy as np
 
 from moekd import console, numerics
 from moekd.classifier import model_inputs
-from moekd.errors import OutputError, SettingsError
+from moekd.errors import DataError, OutputError, SettingsError
 from moekd.files import read_json, write_json, writing
 from moekd.tokens import Tokens, token_batches
 
@@ -47,6 +47,7 @@ class Task:
             there is nothing to judge by, and the last epoch is kept.
         forward: for other work than classifying texts: the model and the batch's rows -> outputs. Runs under autocast;
             torch's generator is seeded by step, so that what it draws is the same in a resumed run.
+        report: told the history after each epoch; for runs of hours, whose bar alone says too little.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Task:
     loss: Callable[[Any, np.ndarray], torch.Tensor]
     measure: Callable[[Any], float] | None
     forward: Callable[[Any, np.ndarray], Any] | None = None
+    report: Callable[[History], None] | None = None
 
 
 @dataclass
@@ -148,6 +150,9 @@ def fit(model: Any, task: Task, settings: Training, *, pad_id: int, seed: int, f
                 history.best_epoch = position.epoch
                 if rank == 0:
                     _save_weights(model.state_dict(), best_file)
+            history.seconds = earlier + time.monotonic() - started
+            if task.report is not None and rank == 0:
+                task.report(history)
             position = _Position(epoch=position.epoch + 1)
             numerics.release_memory()
             advance(1)
@@ -264,7 +269,13 @@ def _restore(model: Any, optimizer: torch.optim.AdamW, folder: Path) -> tuple[_P
         return _Position(), History()
     state = read_json(current / "state.json")
     device = str(numerics.device())
-    model.load_state_dict(load_file(current / "model.safetensors", device=device))
+    try:
+        model.load_state_dict(load_file(current / "model.safetensors", device=device))
+    except RuntimeError as error:
+        raise DataError(
+            f"the checkpoint {current} is of another model: {str(error).splitlines()[1].strip()} "
+            f"Remove {folder} to start anew"
+        ) from error
     parameters = dict(model.named_parameters())
     # A CPU tensor stays where it is: AdamW keeps its step counters there.
     for name, tensor in load_file(current / "optimizer.safetensors", device=device).items():

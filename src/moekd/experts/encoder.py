@@ -34,14 +34,14 @@ def tokenize(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path) 
 def _tokenizer(encoder: Encoder, half_a: list[str]) -> Any:
     from transformers import AutoConfig, AutoTokenizer
 
-    from moekd.classifier import length_limit, loading
+    from moekd.classifier import length_limit, loading, place_of
     from moekd.tokens import train_bpe
 
     if encoder.name == "random":
         return train_bpe(half_a, vocabulary=encoder.vocabulary, max_length=encoder.max_length)
     with loading(encoder):
-        tokenizer = AutoTokenizer.from_pretrained(encoder.name, revision=encoder.revision)
-        config = AutoConfig.from_pretrained(encoder.name, revision=encoder.revision)
+        tokenizer = AutoTokenizer.from_pretrained(place_of(encoder), revision=encoder.revision)
+        config = AutoConfig.from_pretrained(place_of(encoder), revision=encoder.revision)
     limit = length_limit(config, tokenizer)
     if encoder.max_length > limit:
         raise SettingsError(

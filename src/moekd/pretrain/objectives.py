@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moekd import numerics
-from moekd.classifier import roberta_config, start_positions_as_sinusoids
+from moekd.classifier import loading, place_of, roberta_config, start_positions_as_sinusoids
+from moekd.errors import SettingsError
 from moekd.pretrain.rows import starts_word
 from moekd.tokens import SPECIALS
 
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from moekd.config import PretrainSettings
+    from moekd.config import Encoder, PretrainSettings
 
+#: Folder of the generator beside the weights of its detector.
+LANGUAGE_MODEL = "language-model"
 _MASK = SPECIALS.index("<mask>")
 
 
@@ -110,6 +114,22 @@ def replaced_token_model(settings: PretrainSettings, tokenizer: Any) -> torch.nn
     return torch.nn.ModuleDict({"generator": generator, "detector": detector})
 
 
+def started(kind: Any, encoder: Encoder, place: Path) -> Any:
+    """Load a RoBERTa of some kind in fp32. Raises SettingsError if it is another kind of model or cannot be loaded."""
+    import torch
+
+    with loading(encoder):
+        model, found = kind.from_pretrained(
+            str(place), dtype=torch.float32, attn_implementation=numerics.attention(), output_loading_info=True
+        )
+    if found["missing_keys"]:
+        raise SettingsError(
+            f"encoder.name = {encoder.name!r}: {place} is no {kind.__name__}, which this objective goes on with; it "
+            f"lacks {sorted(found['missing_keys'])[0]}. Name an encoder that the same objective made"
+        )
+    return model
+
+
 def positions(ids: Tensor, *, first: int, limit: int) -> Tensor:
     """Position ids, (B, L): half of the rows start at the first position, the others anywhere they fit.
 
@@ -168,7 +188,12 @@ class MaskedTokens(_Objective):
     """Masked language model: Devlin et al. 2019; RoBERTa's form, masked anew each time (arXiv:1907.11692, 4.1)."""
 
     def build(self) -> Any:
+        """A masked language model from random weights, or the one that `encoder.name` names, to go on with."""
+        from transformers import RobertaForMaskedLM
+
         encoder = self.settings.encoder
+        if encoder.name != "random":
+            return started(RobertaForMaskedLM, encoder, Path(place_of(encoder)))
         return masked_language_model(
             self.settings, self.tokenizer, layers=encoder.layers, hidden=encoder.hidden, heads=encoder.heads
         )
@@ -180,7 +205,8 @@ class MaskedTokens(_Objective):
         logits = masked_token_logits(model, hide(ids, chosen, vocabulary=model.config.vocab_size), where, chosen)
         return logits.float(), ids[chosen]
 
-    def loss(self, outputs: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(self, outputs: Any) -> Tensor:
+        """Mean cross-entropy of what `forward` returns, nats a masked token."""
         import torch
 
         return torch.nn.functional.cross_entropy(*outputs)
@@ -196,7 +222,20 @@ class ReplacedTokens(_Objective):
     """Replaced-token detection: Clark et al. 2020, arXiv:2003.10555, section 2, with embeddings of its own for each."""
 
     def build(self) -> Any:
-        return replaced_token_model(self.settings, self.tokenizer)
+        """Detector and generator from random weights, or those of an earlier run that `encoder.name` names."""
+        import torch
+        from transformers import RobertaForMaskedLM, RobertaForTokenClassification
+
+        encoder = self.settings.encoder
+        if encoder.name == "random":
+            return replaced_token_model(self.settings, self.tokenizer)
+        place = Path(place_of(encoder))
+        return torch.nn.ModuleDict(
+            {
+                "generator": started(RobertaForMaskedLM, encoder, place / LANGUAGE_MODEL),
+                "detector": started(RobertaForTokenClassification, encoder, place),
+            }
+        )
 
     def forward(self, model: Any, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the generator's logits (M, V) and targets (M,), the detector's log-odds and targets, (n,).
@@ -216,7 +255,8 @@ class ReplacedTokens(_Objective):
         logits = detector(input_ids=corrupted, position_ids=where).logits[plain].float()
         return guesses, ids[chosen], logits[:, 1] - logits[:, 0], (corrupted != ids)[plain].float()
 
-    def loss(self, outputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def loss(self, outputs: Any) -> Tensor:
+        """Cross-entropy of the generator plus the weighted one of the detector, of what `forward` returns."""
         import torch
 
         guesses, targets, detected, replaced = outputs

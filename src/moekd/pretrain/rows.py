@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moekd import console, numerics
+from moekd.classifier import loading, place_of
 from moekd.errors import DataError, SettingsError
 from moekd.files import writing
 from moekd.pretrain.corpus import functions_of
@@ -82,6 +83,11 @@ def _in_identifier(character: str) -> bool:
 
 
 def _tokenizer(texts: Sequence[str], settings: PretrainSettings) -> Any:
+    from transformers import AutoTokenizer
+
+    if settings.encoder.name != "random":
+        with loading(settings.encoder):
+            return AutoTokenizer.from_pretrained(place_of(settings.encoder), revision=settings.encoder.revision)
     wanted = settings.encoder.vocabulary
     tokenizer = train_bpe(_first(texts, _BPE_CHARACTERS), vocabulary=wanted, max_length=settings.encoder.max_length)
     if len(tokenizer) < wanted:

@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moekd import numerics
+from moekd import console, numerics
 from moekd.errors import SettingsError
 from moekd.files import writing
 from moekd.pretrain.baselines import NGrams
-from moekd.pretrain.objectives import OBJECTIVES, Masking, Objective, ReplacedTokens, as_ids, masked_token_logits
+from moekd.pretrain.objectives import (
+    LANGUAGE_MODEL,
+    OBJECTIVES,
+    Masking,
+    Objective,
+    ReplacedTokens,
+    as_ids,
+    masked_token_logits,
+)
 from moekd.pretrain.rows import load_rows
 from moekd.tokens import SPECIALS, Tokens
-from moekd.training import Task, fit, forget_checkpoints
+from moekd.training import History, Task, fit, forget_checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,7 +37,7 @@ _BASELINE_TOKENS = 30_000_000  # that the n-gram models count; more change their
 
 
 def train(settings: PretrainSettings, inputs: Mapping[str, Path], folder: Path, *, seed: int) -> dict[str, Any]:
-    """Stage: `model/`, the encoder in half precision, and `language-model/` where that is another model.
+    """Stage: `model/`, the encoder in half precision, with `language-model/` inside where that is another model.
 
     Facts hold the loss curve and the accuracy on masked held-out tokens beside n-gram models. In another process than
     the first nothing is written.
@@ -55,6 +63,7 @@ def train(settings: PretrainSettings, inputs: Mapping[str, Path], folder: Path, 
         loss=lambda outputs, batch: objective.loss(outputs),
         measure=lambda model: -_held_out_loss(objective, model, held_out[:_MEASURED_ROWS], settings),
         forward=lambda model, batch: objective.forward(model, as_ids(rows[batch])),
+        report=_tell,
     )
     training = settings.pretrain.training.model_copy(
         update={"epochs": rounds, "batch_limit": settings.pretrain.training.token_budget}
@@ -72,9 +81,16 @@ def train(settings: PretrainSettings, inputs: Mapping[str, Path], folder: Path, 
     }
     _save(objective.encoder_of(model), tokenizer, folder / "model")
     if language_model is not objective.encoder_of(model):
-        _save(language_model, tokenizer, folder / "language-model")
+        _save(language_model, tokenizer, folder / "model" / LANGUAGE_MODEL)
     forget_checkpoints(folder)
     return facts
+
+
+def _tell(history: History) -> None:
+    console.say(
+        f"{history.tokens / 1e6:.1f} million tokens, {history.tokens / history.seconds:,.0f} a second: loss "
+        f"{history.losses[-1]:.3f}, held out {-history.measures[-1]:.3f}"
+    )
 
 
 def rows_of_round(rows: int, rows_a_round: int, index: int, seed: int) -> np.ndarray:
