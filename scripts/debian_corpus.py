@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 PACKAGES = Path(__file__).with_suffix(".txt")
-_ARCHIVE = re.compile(r"\.orig(-[\w-]+)?\.tar\.\w+$|(?<!\.debian)\.tar\.\w+$")
+_ARCHIVE = re.compile(r"(\.orig(-[\w-]+)?|\.debian)?\.tar\.\w+$")
 
 
 def main() -> None:

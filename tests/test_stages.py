@@ -18,6 +18,7 @@ import torch
 from micro import settings
 
 from moekd import stages
+from moekd.classifier import Classifier, build
 from moekd.config import MoekdSettings
 from moekd.data import load_parts
 from moekd.distill import student
@@ -239,6 +240,25 @@ def test_only_some_systems(tmp_path):
     assert {row["system"] for row in rows_of(stages.run(chosen, ["teacher"]))} == {"length", "teacher"}
     with pytest.raises(SettingsError, match=r"--only teachers: no such system or stage; this config has .*teacher"):
         stages.run(chosen, ["teachers"])
+
+
+def test_what_pre_training_is_worth(tmp_path, make_model, tokenizer):
+    """The control has the named encoder's shape and tokenizer but other weights, and is compared with the teacher."""
+    Classifier(make_model(3), tokenizer, 64).save_pretrained(tmp_path / "encoder")
+    chosen = settings(tmp_path / "runs", encoder={"name": str(tmp_path / "encoder")}, teacher={"random_control": True})
+    folder = stages.run(chosen, ["teacher", "teacher-random-weights"])
+    assert {row["system"] for row in rows_of(folder)} == {"teacher", "teacher-random-weights"}
+    first = read_json(folder / "results.json")["comparisons"][0]
+    assert (first["first"], first["second"]) == ("teacher", "teacher-random-weights")
+    pretrained, control = (
+        build(chosen.encoder, tokenizer, seed=0, dropout=0.0, random_weights=random).roberta.state_dict()
+        for random in (False, True)
+    )
+    wanted = make_model(3).roberta.state_dict()
+    assert all(torch.equal(pretrained[name], wanted[name]) for name in wanted)
+    name = "encoder.layer.0.output.dense.weight"
+    assert control[name].shape == wanted[name].shape
+    assert not torch.equal(control[name], wanted[name])
 
 
 def test_more_experts_than_groups_are_refused_before_training(tmp_path):

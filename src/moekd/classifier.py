@@ -101,13 +101,22 @@ def loading(encoder: Encoder) -> Iterator[None]:
         ) from error
 
 
-def build(encoder: Encoder, tokenizer: Any, *, labels: Sequence[str] = LABELS, seed: int, dropout: float) -> Any:
+def build(
+    encoder: Encoder,
+    tokenizer: Any,
+    *,
+    labels: Sequence[str] = LABELS,
+    seed: int,
+    dropout: float,
+    random_weights: bool = False,
+) -> Any:
     """Build the teacher-side model: the named Hugging Face encoder, or a small RoBERTa from random weights.
 
     Args:
         labels: class names; their number is the width of the head.
         seed: of every randomly initialised weight (of the head alone for a pre-trained encoder).
         dropout: of hidden states; attention dropout is 0, because drawing its masks costs more than the attention.
+        random_weights: keep the named encoder's shape, but not what it has learned.
     Raises:
         SettingsError: the named encoder cannot be loaded.
     """
@@ -131,6 +140,8 @@ def build(encoder: Encoder, tokenizer: Any, *, labels: Sequence[str] = LABELS, s
         config = AutoConfig.from_pretrained(place_of(encoder), revision=encoder.revision, id2label=names)
         config.label2id = {name: index for index, name in names.items()}
         _set_dropout(config, dropout)
+        if random_weights:
+            return _from_random_weights(config)
         return AutoModelForSequenceClassification.from_pretrained(
             place_of(encoder),
             revision=encoder.revision,
@@ -139,6 +150,15 @@ def build(encoder: Encoder, tokenizer: Any, *, labels: Sequence[str] = LABELS, s
             ignore_mismatched_sizes=True,
             attn_implementation=numerics.attention(),
         )
+
+
+def _from_random_weights(config: Any) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=numerics.attention())
+    if config.model_type == "roberta":  # a fair start, as for our own shapes
+        start_positions_as_sinusoids(model.roberta.embeddings.position_embeddings.weight, config.initializer_range)
+    return model.float()
 
 
 def _set_dropout(config: Any, dropout: float) -> None:

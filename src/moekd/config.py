@@ -166,6 +166,7 @@ class Teacher(Settings):
     """The single teacher: one encoder fine-tuned on the whole of half A."""
 
     training: Training = Training()
+    random_control: bool = False  # also train the same shape from random weights, to tell what pre-training is worth
 
 
 class Experts(Settings):

@@ -190,7 +190,7 @@ def _teacher_side(settings: MoekdSettings, data: Step, encoder: Step, seed: int)
     teacher = Step(
         "teacher",
         "moekd.experts.training:train_teacher",
-        reads=("encoder", "teacher"),
+        reads=("encoder", "teacher.training"),
         needs=corpus,
         variant={"system": "teacher", "seed": seed},
     )
@@ -203,6 +203,10 @@ def _teacher_side(settings: MoekdSettings, data: Step, encoder: Step, seed: int)
         "scores": scores,
         "mixture": _mixture(data, partition, scores, seed, "mixture", "top-k"),
     }
+    if settings.teacher.random_control:
+        systems["teacher from random weights"] = replace(
+            teacher, variant={"system": "teacher-random-weights", "seed": seed}
+        )
     if settings.experts.mode == "full":
         asked = {name: systems[name] for name in ("router", "experts", "mixture")}
         systems["saved mixture"] = Step(

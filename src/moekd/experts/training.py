@@ -33,14 +33,23 @@ if TYPE_CHECKING:
 def train_teacher(
     settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, *, system: str, seed: int
 ) -> dict[str, Any]:
-    """Stage: fine-tune one encoder on half A, keep the epoch of the best validation accuracy."""
+    """Stage: fine-tune one encoder on half A, keep the epoch of the best validation accuracy.
+
+    The system `teacher-random-weights` starts from random weights of the same shape, with the same tokenizer.
+    """
     numerics.configure(settings.run.threads)
     corpus = Corpus.load(inputs)
     labels, valid = corpus.labels("train_a"), corpus.labels("valid")
     training = settings.teacher.training
-    model = new_model(settings, corpus, training, LABELS, numerics.seed_of(seed, "teacher"))
+    model = build(
+        settings.encoder,
+        corpus.tokenizer,
+        seed=numerics.seed_of(seed, "teacher"),
+        dropout=training.dropout,
+        random_weights=system == "teacher-random-weights",
+    )
     task = Task(
-        name="single teacher",
+        name="single teacher" if system == "teacher" else system,
         tokens=corpus.tokens["train_a"],
         draw=lambda epoch: np.arange(len(labels)),
         loss=partial(_cross_entropy, labels),

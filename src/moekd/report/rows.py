@@ -53,6 +53,7 @@ COMPARISONS = (
     ("mixture", "teacher"),
     ("mixture", "ensemble"),
     ("mixture", "mixture-random-partition"),
+    ("teacher", "teacher-random-weights"),  # what is pre-training worth?
     ("teacher", "bag-of-tokens-half-a"),  # same functions seen
     ("teacher", "bag-of-tokens"),
 )

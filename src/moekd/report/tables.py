@@ -18,6 +18,7 @@ SYSTEMS = (
     "bag-of-tokens-half-a",
     "bag-of-tokens",
     "teacher",
+    "teacher-random-weights",
     "mixture",
     "ensemble",
     "mixture-random-partition",
