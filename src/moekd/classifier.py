@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     import torch
 
-    from moekd.config import Encoder, MoekdSettings, PretrainSettings
+    from moekd.config import Encoder, MoekdSettings, PretrainSettings, RootSettings
 
 #: Encoders that the package ships, by name: folders in assets/.
-ASSETS = ("moekd-mini",)
+ASSETS = ("moekd-mini", "moekd-mini-student")
 
 
 class Classifier:
@@ -75,16 +75,20 @@ def length_limit(config: Any, tokenizer: Any) -> int:
     return int(min(positions, tokenizer.model_max_length))
 
 
-def place_of(encoder: Encoder) -> str:
+def place_of(name: str) -> str:
     """Return what the loaders take: the folder of an encoder that the package ships, else the name as it is."""
-    folder = Path(__file__).with_name("assets") / encoder.name
-    return str(folder) if encoder.name in ASSETS else encoder.name
+    return str(Path(__file__).with_name("assets") / name) if name in ASSETS else name
 
 
 def encoder_digests(settings: MoekdSettings | PretrainSettings) -> list[str]:
-    """Return the digest of the encoder's weights where they lie on this disk: a new version makes new results."""
-    weights = Path(place_of(settings.encoder)) / "model.safetensors"
-    if settings.encoder.name == "random" or not weights.is_file():
+    """Return the digest of the encoder's weights where they lie on this disk."""
+    return weights_digests(settings.encoder.name, settings)
+
+
+def weights_digests(name: str, settings: RootSettings) -> list[str]:
+    """Return the digest of a named encoder's weights on this disk, if any: a new version makes new results."""
+    weights = Path(place_of(name)) / "model.safetensors"
+    if name == "random" or not weights.is_file():
         return []
     return [sha256_remembered(weights, Path(settings.run.folder) / "digests")]
 
@@ -137,13 +141,13 @@ def build(
             labels=labels,
         )
     with loading(encoder):
-        config = AutoConfig.from_pretrained(place_of(encoder), revision=encoder.revision, id2label=names)
+        config = AutoConfig.from_pretrained(place_of(encoder.name), revision=encoder.revision, id2label=names)
         config.label2id = {name: index for index, name in names.items()}
         _set_dropout(config, dropout)
         if random_weights:
             return _from_random_weights(config)
         return AutoModelForSequenceClassification.from_pretrained(
-            place_of(encoder),
+            place_of(encoder.name),
             revision=encoder.revision,
             config=config,
             dtype=torch.float32,  # weights may be shipped in half precision

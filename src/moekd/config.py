@@ -139,7 +139,7 @@ class Corpus(Settings):
 class PretrainTraining(Training):
     """Training of the encoder on packed rows; `epochs` is not read: `pretrain.tokens` says how long."""
 
-    learning_rate: float = Field(1e-3, gt=0)  # AdamW, peak
+    learning_rate: float = Field(2e-3, gt=0)  # AdamW, peak
     schedule: Literal["linear", "one-cycle", "trapezoid"] = "trapezoid"
     warmup: float = Field(0.02, ge=0, lt=1)  # share of all steps
     token_budget: int = Field(8192, ge=64)  # tokens a batch, of all processes together
@@ -148,6 +148,7 @@ class PretrainTraining(Training):
 class Pretrain(Settings):
     """Objective and budget of pre-training."""
 
+    architecture: Literal["roberta", "modernbert"] = "modernbert"  # of a new encoder: pretrain/architectures.py
     # Masked language model, or detection of tokens that a small masked language model replaced.
     objective: Literal["masked-tokens", "replaced-tokens"] = "masked-tokens"
     mask_share: float = Field(0.15, gt=0, lt=1)  # of all tokens
@@ -270,7 +271,7 @@ class PretrainSettings(RootSettings):
     """Everything one `moekd pretrain` needs."""
 
     corpus: Corpus
-    encoder: Encoder = Encoder(vocabulary=8192, layers=4, hidden=256, intermediate=1024)
+    encoder: Encoder = Encoder(vocabulary=8192, layers=4, hidden=256, intermediate=640)
     pretrain: Pretrain = Pretrain()
 
     @model_validator(mode="after")

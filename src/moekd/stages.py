@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from moekd.errors import SettingsError
 from moekd.steps import Step, folder_of, help_with, is_finished, run_steps
+from moekd.students.shapes import shape_named
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -159,7 +160,13 @@ def data_step() -> Step:
 
 
 def _student_tokens(data: Step, shape: str) -> Step:
-    return Step("student-tokens", "moekd.students.tokenize:tokenize", needs={"data": data}, variant={"student": shape})
+    return Step(
+        "student-tokens",
+        "moekd.students.tokenize:tokenize",
+        needs={"data": data},
+        variant={"student": shape},
+        external="moekd.students.shapes:start_digests" if shape_named(shape).start else None,
+    )
 
 
 def _baseline(data: Step, system: str) -> Step:

@@ -40,8 +40,8 @@ def _tokenizer(encoder: Encoder, half_a: list[str]) -> Any:
     if encoder.name == "random":
         return train_bpe(half_a, vocabulary=encoder.vocabulary, max_length=encoder.max_length)
     with loading(encoder):
-        tokenizer = AutoTokenizer.from_pretrained(place_of(encoder), revision=encoder.revision)
-        config = AutoConfig.from_pretrained(place_of(encoder), revision=encoder.revision)
+        tokenizer = AutoTokenizer.from_pretrained(place_of(encoder.name), revision=encoder.revision)
+        config = AutoConfig.from_pretrained(place_of(encoder.name), revision=encoder.revision)
     limit = length_limit(config, tokenizer)
     if encoder.max_length > limit:
         raise SettingsError(

@@ -87,7 +87,7 @@ def _tokenizer(texts: Sequence[str], settings: PretrainSettings) -> Any:
 
     if settings.encoder.name != "random":
         with loading(settings.encoder):
-            return AutoTokenizer.from_pretrained(place_of(settings.encoder), revision=settings.encoder.revision)
+            return AutoTokenizer.from_pretrained(place_of(settings.encoder.name), revision=settings.encoder.revision)
     wanted = settings.encoder.vocabulary
     tokenizer = train_bpe(_first(texts, _BPE_CHARACTERS), vocabulary=wanted, max_length=settings.encoder.max_length)
     if len(tokenizer) < wanted:

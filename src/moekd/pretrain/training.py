@@ -10,6 +10,7 @@ import numpy as np
 from moekd import console, numerics
 from moekd.errors import SettingsError
 from moekd.files import writing
+from moekd.pretrain.architectures import masked_token_logits, token_states
 from moekd.pretrain.baselines import NGrams
 from moekd.pretrain.objectives import (
     LANGUAGE_MODEL,
@@ -18,7 +19,6 @@ from moekd.pretrain.objectives import (
     Objective,
     ReplacedTokens,
     as_ids,
-    masked_token_logits,
 )
 from moekd.pretrain.rows import load_rows
 from moekd.tokens import SPECIALS, Tokens
@@ -151,9 +151,8 @@ def _masked_accuracy(
         for ids in _batches(rows, settings):
             chosen = rng_free.draw(ids)
             hidden = torch.where(chosen, torch.full_like(ids, mask), ids)
-            first = model.config.pad_token_id + 1
-            where = (first + torch.arange(ids.shape[1])).expand_as(ids)
-            logits = masked_token_logits(model, hidden, where, chosen).float()
+            inputs = token_states(model, hidden, torch.zeros(len(ids), dtype=torch.int64))
+            logits = masked_token_logits(model, inputs, chosen).float()
             wanted = ids[chosen]
             nats += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
             right["model"] += int((logits.argmax(-1) == wanted).sum())

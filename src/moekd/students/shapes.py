@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from moekd.errors import SettingsError
+
+if TYPE_CHECKING:
+    from moekd.config import MoekdSettings
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Shape:
     positions: int  # rows of the position table
     activation: str = "gelu"
     lowercase: bool = True  # both references lower-case the text before the BPE
+    start: str | None = None  # pre-trained encoder of this shape that the package ships; None: random weights
 
     def __post_init__(self) -> None:
         if self.hidden % self.heads:
@@ -93,6 +97,10 @@ SHAPES: dict[str, Shape] = {
 }
 
 
+# The same students, but pre-trained on C and C++ first, with the tokenizer of that.
+SHAPES["compact-3mb-pretrained"] = replace(SHAPES["compact-3mb"], start="moekd-mini-student")
+
+
 def shape_named(name: str) -> Shape:
     """Return a shape; an unknown name is a SettingsError that lists the known ones."""
     if name in SHAPES:
@@ -102,13 +110,27 @@ def shape_named(name: str) -> Shape:
     raise SettingsError(f"unknown student shape {name!r} in student.shapes{hint} Known: {', '.join(SHAPES)}")
 
 
+def start_digests(settings: MoekdSettings) -> list[str]:
+    """Return the digests of the pre-trained encoders that the config's students start from."""
+    from moekd.classifier import weights_digests
+
+    starts = (shape_named(name).start for name in settings.student.shapes)
+    return [digest for start in starts if start for digest in weights_digests(start, settings)]
+
+
 def build_student(shape: Shape, tokenizer: Any, *, seed: int, dropout: float) -> Any:
-    """A student with random weights; both references copy nothing from the teacher (methods.md 1.3)."""
+    """A student with random weights, as in both references (methods.md 1.3), or with those of `shape.start`.
+
+    The seed is of every weight that starts at random, the head's at least.
+    """
     import torch
 
-    from moekd.classifier import roberta
+    from moekd.classifier import build, roberta
+    from moekd.config import Encoder
 
     torch.manual_seed(seed)
+    if shape.start:
+        return build(Encoder(name=shape.start), tokenizer, seed=seed, dropout=dropout)
     return roberta(
         tokenizer=tokenizer,
         max_length=shape.positions - tokenizer.pad_token_id - 1,
