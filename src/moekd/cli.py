@@ -176,9 +176,10 @@ def pretrain(config: Config, overrides: Overrides = [], as_json: AsJson = False,
     from moekd.settings_loading import load_pretrain_settings
     from moekd.steps import read_manifest
 
-    console.set_quiet(quiet)
+    helper = os.environ.get("RANK", "0") != "0"
+    console.set_quiet(quiet or helper)
     folder = stages.pretrain(load_pretrain_settings(config, overrides))
-    if os.environ.get("RANK", "0") != "0":
+    if helper:
         return
     facts = read_manifest(folder)["facts"]
     if as_json:
