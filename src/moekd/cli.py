@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -154,6 +154,54 @@ def status(config: Config, overrides: Overrides = [], as_json: AsJson = False) -
     width = max(len(one.label) for one in found)
     for one in found:
         typer.echo(f"{one.state:8} {one.label:{width}} {'; '.join(one.reasons)}".rstrip())
+
+
+@app.command(epilog=EXIT_CODES)
+def export(
+    student: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a saved student.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the exported model.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Labelled validation functions (.jsonl, .parquet, BigVul's .csv), or the folder of a data stage.",
+            show_default=False,
+        ),
+    ],
+    natural: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Labelled functions at natural ratio, for thresholds; default: --data."),
+    ] = None,
+    precision: Annotated[Literal["float32", "int8"], typer.Option(help="Of the weights.")] = "float32",
+    min_agreement: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="Of functions that must keep their label.")
+    ] = 0.99,
+    max_bytes: Annotated[int, typer.Option(metavar="N", min=1, help="Limit of all exported files.")] = 3_000_000,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn a saved student into the files that `moekd scan` loads, checked against the student itself.
+
+    Example: moekd export runs/distill/KEY model --data valid.jsonl --natural test.parquet --precision int8
+    """
+    from moekd import console
+    from moekd import export as stage
+
+    console.set_quiet(quiet)
+    facts = stage.export(
+        student,
+        out,
+        data=data,
+        natural=natural,
+        precision=precision,
+        min_agreement=min_agreement,
+        max_bytes=max_bytes,
+    )
+    if as_json:
+        _print_json(facts)
+    else:
+        typer.echo(stage.render(facts))
+        typer.echo(out)
 
 
 @data_app.command(epilog=EXIT_CODES)
