@@ -6,6 +6,7 @@ The files are written only after they have passed: same answers as torch, and to
 from __future__ import annotations
 
 import io
+import logging
 import math
 import warnings
 from dataclasses import asdict, dataclass
@@ -239,7 +240,11 @@ def _graph(classifier: Classifier, precision: Precision) -> bytes:
     with TemporaryDirectory(prefix="moekd-int8-") as temporary:
         before, after = Path(temporary) / "float.onnx", Path(temporary) / "int8.onnx"
         before.write_bytes(graph)
-        quantize_dynamic(before, after, weight_type=QuantType.QInt8)
+        logging.disable(logging.WARNING)  # advice about pre-processing, which folding has done
+        try:
+            quantize_dynamic(before, after, weight_type=QuantType.QInt8)
+        finally:
+            logging.disable(logging.NOTSET)
         return after.read_bytes()
 
 
@@ -359,11 +364,11 @@ def _require_size(sizes: dict[str, int], max_bytes: int, precision: Precision) -
 
 
 def _load(student: Path) -> Classifier:
-    from transformers.utils import logging
+    from transformers.utils import logging as library
 
     from moekd.classifier import Classifier
 
-    logging.disable_progress_bar()  # of a file of a few megabytes
+    library.disable_progress_bar()  # of a file of a few megabytes
     if not (student / "config.json").is_file():
         raise SettingsError(f"{student} is not the folder of a saved student: there is no config.json in it")
     try:
