@@ -73,12 +73,14 @@ def student(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def labelled(functions, tmp_path_factory):
-    """The embedded functions as a file of labelled functions."""
+def labelled(tmp_path_factory):
+    """400 embedded functions as a file: enough for a threshold at the default false-alarm rate."""
     import json
 
+    from moekd.data.embedded import generate
+
     path = tmp_path_factory.mktemp("labelled") / "valid.jsonl"
-    path.write_text("".join(json.dumps({"func": one.func, "label": one.label}) + "\n" for one in functions))
+    path.write_text("".join(json.dumps({"func": one.func, "label": one.label}) + "\n" for one in generate(400, 1)))
     return path
 
 

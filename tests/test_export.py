@@ -162,8 +162,8 @@ def test_int8_that_loses_too_much_fails_loudly(student, labelled, tmp_path, monk
     """Nothing is written: a later scan must not find it."""
     from moekd.export import Parity
 
-    monkeypatch.setattr("moekd.export.compare", lambda *_: Parity(120, 0.5, 0.9))
-    with pytest.raises(SettingsError, match=r"int8 gives the student's label on 90.00% of 120 functions.*99.00%"):
+    monkeypatch.setattr("moekd.export.compare", lambda *_: Parity(400, 0.5, 0.9))
+    with pytest.raises(SettingsError, match=r"int8 gives the student's label on 90.00% of 400 functions.*99.00%"):
         export(student, tmp_path / "out", data=labelled, precision="int8")
     assert not (tmp_path / "out").exists()
 
@@ -171,7 +171,7 @@ def test_int8_that_loses_too_much_fails_loudly(student, labelled, tmp_path, monk
 def test_a_graph_that_is_not_the_student_fails(student, labelled, tmp_path, monkeypatch):
     from moekd.export import Parity
 
-    monkeypatch.setattr("moekd.export.compare", lambda *_: Parity(120, 0.5, 1.0))
+    monkeypatch.setattr("moekd.export.compare", lambda *_: Parity(400, 0.5, 1.0))
     with pytest.raises(SettingsError, match=r"differs from the student by up to 0\.5"):
         export(student, tmp_path / "out", data=labelled)
 

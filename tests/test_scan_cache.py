@@ -13,18 +13,32 @@ MODEL, OTHER = "ab" * 16, "cd" * 16
 KEYS = [key_of(f"int f{i};") for i in range(1200)]
 
 
-def test_what_was_put_is_found_by_another_scan(tmp_path):
+@pytest.fixture
+def opened():
+    """Open caches that are closed at the end of the test."""
+    caches: list[Cache] = []
+
+    def open_cache(*arguments) -> Cache:
+        caches.append(Cache(*arguments))
+        return caches[-1]
+
+    yield open_cache
+    for cache in caches:
+        cache.close()
+
+
+def test_what_was_put_is_found_by_another_scan(opened, tmp_path):
     """More keys than one query takes; margins come back as they were, to the last bit."""
     margins = {key: (i / 7, i % 2 == 0) for i, key in enumerate(KEYS)}
-    cache = Cache(tmp_path / "new" / "folder", MODEL)
+    cache = opened(tmp_path / "new" / "folder", MODEL)
     cache.put(margins)
     cache.close()
-    assert Cache(tmp_path / "new" / "folder", MODEL).get(KEYS) == margins
+    assert opened(tmp_path / "new" / "folder", MODEL).get(KEYS) == margins
 
 
-def test_models_do_not_share_margins(tmp_path):
-    Cache(tmp_path, MODEL).put({KEYS[0]: (1.0, False)})
-    assert Cache(tmp_path, OTHER).get(KEYS) == {}
+def test_models_do_not_share_margins(opened, tmp_path):
+    opened(tmp_path, MODEL).put({KEYS[0]: (1.0, False)})
+    assert opened(tmp_path, OTHER).get(KEYS) == {}
 
 
 def test_texts_that_differ_in_a_line_break_have_different_keys():
@@ -33,14 +47,14 @@ def test_texts_that_differ_in_a_line_break_have_different_keys():
     assert len(key_of("\udcff")) == 16
 
 
-def test_no_cache():
-    cache = Cache(None, MODEL)
+def test_no_cache(opened):
+    cache = opened(None, MODEL)
     cache.put({KEYS[0]: (1.0, False)})
     assert cache.get(KEYS) == {}
     assert cache.trouble is None
 
 
-def test_two_scans_write_at_the_same_time(tmp_path):
+def test_two_scans_write_at_the_same_time(opened, tmp_path):
     """Each thread is a scan with a connection of its own; all rows arrive and none has trouble."""
     troubles: list[str | None] = []
 
@@ -57,40 +71,40 @@ def test_two_scans_write_at_the_same_time(tmp_path):
     for thread in threads:
         thread.join()
     assert troubles == [None] * 3
-    assert len(Cache(tmp_path, MODEL).get(KEYS)) == 150
+    assert len(opened(tmp_path, MODEL).get(KEYS)) == 150
 
 
-def test_a_damaged_file_turns_the_cache_off(tmp_path):
+def test_a_damaged_file_turns_the_cache_off(opened, tmp_path):
     (tmp_path / FILE).write_bytes(b"no data base" * 1000)
-    cache = Cache(tmp_path, MODEL)
+    cache = opened(tmp_path, MODEL)
     assert "is not used: file is not a database" in cache.trouble
     cache.put({KEYS[0]: (1.0, False)})
     assert cache.get(KEYS) == {}
 
 
-def test_wrong_content_turns_the_cache_off(tmp_path):
+def test_wrong_content_turns_the_cache_off(opened, tmp_path):
     with sqlite3.connect(tmp_path / FILE) as base:
         base.execute("CREATE TABLE scores (model BLOB, text BLOB, margin TEXT, cut INTEGER)")
         base.execute("INSERT INTO scores VALUES (?, ?, 'high', 0)", (bytes.fromhex(MODEL), KEYS[0]))
     base.close()
-    cache = Cache(tmp_path, MODEL)
+    cache = opened(tmp_path, MODEL)
     assert cache.get(KEYS[:1]) == {}
     assert "is not used" in cache.trouble
 
 
-def test_a_full_disk_turns_the_cache_off(tmp_path):
+def test_a_full_disk_turns_the_cache_off(opened, tmp_path):
     """SQLite says the same when its page limit is reached as when the disk is full."""
-    cache = Cache(tmp_path, MODEL)
+    cache = opened(tmp_path, MODEL)
     cache._base.execute("PRAGMA max_page_count = 3")
-    cache.put({key: (1.0, False) for key in KEYS})
+    cache.put(dict.fromkeys(KEYS, (1.0, False)))
     assert "database or disk is full" in cache.trouble
     assert cache.get(KEYS) == {}
 
 
 @pytest.mark.parametrize("make", [lambda path: path.write_text(""), lambda path: path.symlink_to(path / "none")])
-def test_a_folder_that_cannot_be_made(tmp_path, make):
+def test_a_folder_that_cannot_be_made(opened, tmp_path, make):
     make(tmp_path / "cache")
-    assert "is not used" in Cache(tmp_path / "cache", MODEL).trouble
+    assert "is not used" in opened(tmp_path / "cache", MODEL).trouble
 
 
 def test_default_folder_is_the_users(monkeypatch, tmp_path):

@@ -57,7 +57,8 @@ def test_without_context_lines():
 
 def test_quoted_and_plain_names():
     """Git quotes unusual bytes; other tools put a time stamp behind a tab."""
-    text = '--- x\n+++ "b/na\\303\\251\\nme \\"q\\".c"\n@@ -1 +1 @@\n-a\n+b\n--- y\n+++ plain.c\t2020-01-01\n@@ -1 +1 @@\n-a\n+b\n'
+    hunk = "@@ -1 +1 @@\n-a\n+b\n"
+    text = f'--- x\n+++ "b/na\\303\\251\\nme \\"q\\".c"\n{hunk}--- y\n+++ plain.c\t2020-01-01\n{hunk}'
     assert set(read_diff(text)) == {'naé\nme "q".c', "plain.c"}
 
 
@@ -126,7 +127,7 @@ def test_settings_of_the_user_do_not_change_the_answer(repository, tmp_path):
 @pytest.mark.parametrize("revision", ["nowhere", "--output=x", ""])
 def test_unknown_revisions(repository, tmp_path, revision):
     """A revision that looks like an option is never one."""
-    with pytest.raises(SettingsError, match="is no revision that shares history with HEAD|git refused"):
+    with pytest.raises(SettingsError, match=r"is no revision that shares history with HEAD|git refused"):
         changed_since(revision, tmp_path)
     assert not (tmp_path / "x").exists()
 

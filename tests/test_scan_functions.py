@@ -53,7 +53,9 @@ int q(long a) {
 @pytest.mark.parametrize("language", ["c", "cpp"])
 def test_unfinished_functions(language):
     """While somebody types, a body has no end: it reaches to the next function or to the end of the file."""
-    source = b"int a(void) { return 1; }\nstatic char *unf(int x)\n{\n  if (x) {\n  y();\n\nint b(int z)\n{\n return z;\n}\n"
+    source = (
+        b"int a(void) { return 1; }\nstatic char *unf(int x)\n{\n  if (x) {\n  y();\n\nint b(int z)\n{\n return z;\n}\n"
+    )
     assert names(source, language) == ["a", "b"]
     found = functions(source, language, unfinished=True)
     assert [(span.name, span.first_line, span.last_line, span.whole) for span in found] == [

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _LINES_SHOWN = 3
 _LINES_TRIED = 400  # the model reads a few hundred tokens; a line beyond them carries nothing
-_CHARACTERS_TRIED = 20_000  # for the same reason; a function may have megabytes
+_CHARACTERS_TRIED = 8_000  # for the same reason; a function may have megabytes
 
 
 def carrying_lines(model: ScanModel, function: str, first_line: int) -> tuple[LineShare, ...]:

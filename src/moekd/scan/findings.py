@@ -15,13 +15,15 @@ LIMITS = (
     "nothing, and no finding does not mean no vulnerability."
 )
 
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
-    9: "\\t",
-    10: "\\n",
-    13: "\\r",
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
-}
+# Control characters, line ends of Unicode, and the marks that turn the direction of text.
+_CONTROL = (
+    {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+    | {
+        code: f"\\u{code:04x}"
+        for code in (0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    }
+    | {9: "\\t", 10: "\\n", 13: "\\r"}
+)
 
 
 def printable(text: str) -> str:

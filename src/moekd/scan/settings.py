@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -26,7 +26,7 @@ class ScanSettings(Settings):
     false_alarm_rate: float | None = Field(None, gt=0, lt=1)  # share of non-vulnerable functions reported
     max_alarms_per_kloc: float | None = Field(None, gt=0)  # functions reported per 1,000 lines
     top: int | None = Field(None, ge=1)  # report the N functions with the highest probability instead
-    fail_on: float | Literal["never"] | None = Field(None, ge=0, le=1)  # probability; default: any finding
+    fail_on: Annotated[float, Field(ge=0, le=1)] | Literal["never"] | None = None  # probability; default: any finding
     baseline: str | None = None  # file of known findings
     explain: bool = False  # name the lines that carry each score
     workers: int = Field(0, ge=0)  # processes; 0: one for each core
