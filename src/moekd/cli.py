@@ -36,7 +36,7 @@ _TRAIN_PACKAGES = (
     "torch",
     "transformers",
 )
-_EXTRA_OF = dict.fromkeys(_TRAIN_PACKAGES, "train") | {"datasets": "hub"}
+_EXTRA_OF = dict.fromkeys(_TRAIN_PACKAGES, "train") | {"datasets": "hub", "pygls": "lsp", "lsprotocol": "lsp"}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -327,6 +327,29 @@ def baseline(
     for one in outcome.unread:
         _complain(f"not scanned: {one.path}: {one.reason}")
     raise typer.Exit(4 if outcome.unread else 0)
+
+
+@app.command(epilog=SCAN_EXIT_CODES)
+def lsp(
+    model: Model = None,
+    false_alarm_rate: FalseAlarmRate = None,
+    max_alarms_per_kloc: AlarmsPerKloc = None,
+    no_cache: NoCache = False,
+) -> None:
+    """Serve an editor over stdin and stdout: diagnostics, hover and an action to suppress (Language Server Protocol).
+
+    Example, for an editor that takes a command: moekd lsp --model model
+    """
+    from moekd.scan.lsp import serve
+    from moekd.scan.settings import load
+
+    options = {
+        "model": None if model is None else str(model),
+        "false_alarm_rate": false_alarm_rate,
+        "max_alarms_per_kloc": max_alarms_per_kloc,
+        "cache": False if no_cache else None,
+    }
+    serve(load(Path.cwd(), options))
 
 
 def _scan(paths: list[Path], options: dict[str, Any], quiet: bool, *, known: bool = True, **selection: Any) -> Outcome:
