@@ -261,6 +261,13 @@ def test_misstated_facts(copied, fields):
         ScanModel.load(copied)
 
 
+def test_a_model_that_answers_nan_is_no_clean_scan(exported, monkeypatch):
+    """NaN compares as below any threshold: every function would pass."""
+    monkeypatch.setattr(ScanModel, "_run", lambda self, ids: np.full((len(ids), 2), np.nan))
+    with pytest.raises(SettingsError, match="answers nan for a function"):
+        ScanModel.load(exported).margin("int f;")
+
+
 # -------------------------------------------------------------------------------------------------- command
 
 

@@ -111,3 +111,15 @@ def test_default_folder_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_folder() == tmp_path / "moekd"
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    """As in a container that runs under a number nobody knows."""
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("moekd.scan.cache.Path.home", no_home)
+    assert default_folder() is None

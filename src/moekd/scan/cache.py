@@ -24,14 +24,20 @@ _AT_ONCE = 500  # keys of one query
 Margin = tuple[float, bool]  # margin, and whether the text was cut
 
 
-def default_folder() -> Path:
-    """Return the user's folder for caches of this program, as the platform has it."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def default_folder() -> Path | None:
+    """Return the user's folder for caches of this program, as the platform has it; None for a user without a home.
+
+    A folder for all users would not do: whoever writes scores there decides what others are told.
+    """
+    try:
+        if sys.platform == "win32":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
     return base / "moekd"
 
 

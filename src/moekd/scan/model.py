@@ -130,12 +130,19 @@ class ScanModel:
         return out
 
     def margin(self, text: str) -> tuple[float, bool]:
-        """Return the vulnerable logit minus the other, and whether the text was longer than the model reads."""
+        """Return the vulnerable logit minus the other, and whether the text was longer than the model reads.
+
+        Raises:
+            SettingsError: the model answers NaN or infinity.
+        """
         import numpy as np
 
         encoding = self._tokenizer.encode(text)
         logits = self._run(np.array([encoding.ids], dtype=np.int64))[0]
-        return float(logits[1]) - float(logits[0]), bool(encoding.overflowing)
+        margin = float(logits[1]) - float(logits[0])
+        if not math.isfinite(margin):  # it would compare as no finding
+            raise _damaged(self.folder, f"{GRAPH_FILE} answers {margin} for a function")
+        return margin, bool(encoding.overflowing)
 
     def margins(self, texts: Sequence[str], *, batch: int = 32) -> np.ndarray:
         """Return margins, float64, (texts,), texts of equal length in tokens together; for variants of one function.

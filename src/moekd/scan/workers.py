@@ -78,6 +78,7 @@ def _in_processes(plan: Plan, chunks: Iterator[_Chunk]) -> Iterator[_Answer]:
             for chunk in islice(chunks, plan.workers * _CHUNKS_IN_FLIGHT - len(waiting)):
                 waiting.append((chunk, pool.submit(_score_chunk, chunk)))
             if not waiting:
+                pool.shutdown()
                 return
             chunk, future = waiting[0]
             try:
@@ -91,12 +92,12 @@ def _in_processes(plan: Plan, chunks: Iterator[_Chunk]) -> Iterator[_Answer]:
             else:
                 waiting.popleft()
                 yield answer
-    finally:
-        # Also on Ctrl-C: what is running now is not waited for.
+    except BaseException:  # Ctrl-C above all: what is running now is not waited for
         processes = list((getattr(pool, "_processes", None) or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
+        raise
 
 
 def _one_by_one(plan: Plan, chunk: _Chunk) -> _Answer:
