@@ -189,6 +189,20 @@ def test_equal_students_give_equal_files(student, labelled, exported, tmp_path):
     assert [(tmp_path / name).read_bytes() for name in FILES] == [(exported / name).read_bytes() for name in FILES]
 
 
+def test_validation_part_of_a_data_stage(student, tmp_path):
+    """Of a data stage's folder only the validation part is taken: test functions must decide nothing."""
+    from micro import settings
+
+    from moekd.data import load_parts
+    from moekd.stages import data_step
+    from moekd.steps import run_steps
+
+    step = data_step()
+    folder = run_steps([step], settings(tmp_path / "runs"))[step.label]
+    facts = export(student, tmp_path / "out", data=folder)
+    assert facts["calibration"]["functions"] == len(load_parts(folder)["valid"])
+
+
 @pytest.mark.parametrize("labels", [[0] * 50, [1] * 50])
 def test_data_of_one_class_are_refused(student, tmp_path, labels):
     data = tmp_path / "one.jsonl"

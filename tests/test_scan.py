@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -154,6 +155,14 @@ def test_only_functions_that_a_diff_touches(scan, project, functions):
     assert len(report["findings"]) == 1
     assert places(report)[0] == sorted(places({"findings": every}))[1]
     assert report["counts"]["files"] == 1
+
+
+def test_a_diff_on_stdin_and_a_folder_reached_through_a_link(scan, project, monkeypatch):
+    """Git names files by their real path; the paths given to the scan need not."""
+    (project / "link").symlink_to("src")
+    text = b"--- a/src/0.c\n+++ b/src/0.c\n@@ -1 +1 @@\n-x\n+y\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+    assert places(scan("link", "--top", "15", "--diff", "-")) == [("link/0.c", 1)]
 
 
 def test_only_functions_changed_since_a_revision(scan, project):

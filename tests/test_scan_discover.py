@@ -118,3 +118,12 @@ def test_names_that_are_no_text(tmp_path):
 def test_missing_paths_are_usage_errors(tmp_path):
     with pytest.raises(SettingsError, match=r"there is no file or folder .*none\\n\.c"):
         Discovery([tmp_path / "none\n.c"], root=tmp_path)
+
+
+def test_paths_that_cannot_be_looked_at_are_usage_errors(tmp_path):
+    """A name longer than the file system allows, and a link to itself."""
+    with pytest.raises(SettingsError, match=r"cannot look at .*: File name too long"):
+        Discovery([tmp_path / ("x" * 5000)], root=tmp_path)
+    (tmp_path / "self.c").symlink_to("self.c")
+    with pytest.raises(SettingsError, match="there is no file or folder"):
+        Discovery([tmp_path / "self.c"], root=tmp_path)

@@ -38,8 +38,12 @@ class Discovery:
         self.notes: list[Note] = []
         self._paths = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() follows links
         for given, path in zip(paths, self._paths, strict=True):
-            if not path.exists():
-                raise SettingsError(f"there is no file or folder {printable(os.fspath(given))}")
+            name = printable(os.fspath(given))
+            try:
+                if not path.exists():
+                    raise SettingsError(f"there is no file or folder {name}")
+            except OSError as error:
+                raise SettingsError(f"cannot look at {name}: {error.strerror}") from error
 
     def files(self) -> Iterator[Path]:
         """Yield each file once, absolute, folders sorted by name. A file that was named is not asked for its kind.
