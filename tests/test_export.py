@@ -138,6 +138,12 @@ def test_the_threshold_for_a_rate_keeps_the_promise(exported):
         facts.at_false_alarm_rate(1e-6)
 
 
+def test_a_model_without_thresholds_says_so(copied):
+    change(copied, thresholds={"rows": []})
+    with pytest.raises(SettingsError, match="has no thresholds, because it was exported with too few functions"):
+        ScanModel.load(copied).facts.at_false_alarm_rate(0.01)
+
+
 def test_p_is_monotone_and_finite_far_out(exported):
     facts = ScanModel.load(exported).facts
     values = [facts.p_vulnerable(margin) for margin in (-1e6, -3.0, 0.0, 3.0, 1e6)]

@@ -224,6 +224,11 @@ def test_a_suppressed_function_takes_no_place_among_the_top(scan, project):
     ]
 
 
+def test_where_all_are_suppressed_they_are_still_marked(scan, project):
+    Path("one.c").write_text("// moekd: ignore[vulnerable] reviewed\n" + SAFE)
+    assert [one["suppressed"] for one in scan("one.c", "--top", "3")["findings"]] == ["reviewed"]
+
+
 def test_baseline(moekd, project):
     """Known findings fail nothing, also in a file that moved; a changed function is new."""
     wide = ["--max-alarms-per-kloc", "1e9"]

@@ -61,17 +61,17 @@ def hostile_outcome(name: str) -> Outcome:
 
 def test_text():
     assert render(OUTCOME, "text").splitlines() == [
-        "src/a.c:3  copy  0.93",
+        "src/a.c:3  copy  0.930",
         "    line 5 carries 1.25 of the margin",
         "    line 4 carries 0.50 of the margin",
-        "src/a.c:20  C::g  0.93  CWE-664  (only its beginning was read, parsed in part)",
+        "src/a.c:20  C::g  0.930  CWE-664  (only its beginning was read, parsed in part)",
         "    line 5 carries 1.25 of the margin",
         "    line 4 carries 0.50 of the margin",
         "not scanned: src/b.c: Permission denied",
         "note: src/a.c:7: suppression without a reason has no effect",
         "note: the cache is not used",
-        "2 findings in 40 functions of 2 files (threshold 0.80: 1.00% false alarms, 0.4 alarms per 1,000 lines when it "
-        "was measured), 1 suppressed, 1 in the baseline, 1 not scanned, 3 ignored, 1.5 s",
+        "2 findings in 40 functions of 2 files (threshold 0.800: 1.00% false alarms, 0.4 alarms per 1,000 lines when "
+        "it was measured), 1 suppressed, 1 in the baseline, 1 not scanned, 3 ignored, 1.5 s",
     ]
 
 

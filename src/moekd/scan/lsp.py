@@ -89,11 +89,11 @@ class Server(LanguageServer):
         text = "\n".join(judged.lines[finding.first_line - 1 : finding.last_line])
         shares = await self._in_thread(lambda: carrying_lines(self.model, text, finding.first_line))
         name = printable(finding.function).replace("`", "'") or "(unnamed)"
-        rows = [f"**moekd**: `{name}` is vulnerable with probability {finding.p:.2f}."]
+        rows = [f"**moekd**: `{name}` is vulnerable with probability {finding.p:.3f}."]
         threshold = judged.outcome.threshold
         if threshold is not None:
             rows.append(
-                f"Reported from {threshold.p:.2f} on, which {threshold.false_alarm_rate:.2%} of functions that are "
+                f"Reported from {threshold.p:.3f} on, which {threshold.false_alarm_rate:.2%} of functions that are "
                 "not vulnerable reached when it was measured."
             )
         if finding.cut:
@@ -215,7 +215,7 @@ def _diagnostic(judged: _Judged, line: int, message: str, severity: types.Diagno
 def _message(finding: Finding) -> str:
     name = printable(finding.function) or "this function"
     part = "; only its beginning was read" if finding.cut else ""
-    return f"{name} is vulnerable with probability {finding.p:.2f}{part}"
+    return f"{name} is vulnerable with probability {finding.p:.3f}{part}"
 
 
 def _suppress(document: TextDocument, finding: Finding) -> types.CodeAction:

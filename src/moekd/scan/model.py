@@ -82,9 +82,14 @@ class Facts:
         return self._strictest(alarms, "alarms_per_kloc", "--max-alarms-per-kloc")
 
     def _strictest(self, limit: float, field: str, option: str) -> Threshold:
+        if not self.thresholds:
+            raise SettingsError(
+                f"{option}: the model {self.name!r} has no thresholds, because it was exported with too few functions "
+                "to measure one. Give --top N, or export it again with more"
+            )
         allowed = [row for row in self.thresholds if getattr(row, field) <= limit]
         if not allowed:
-            lowest = min((getattr(row, field) for row in self.thresholds), default=math.nan)
+            lowest = min(getattr(row, field) for row in self.thresholds)
             raise SettingsError(
                 f"{option} {limit:g}: the model {self.name!r} has no threshold that low, because it was exported with "
                 f"too few functions to measure one; its lowest is {lowest:g}. Give that, or --top N"

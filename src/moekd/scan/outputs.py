@@ -54,7 +54,7 @@ def _text(outcome: Outcome) -> str:
     active = [one for one in outcome.findings if one.active]
     for one in active:
         group = f"  {one.cwe_group}" if one.cwe_group else ""
-        lines.append(f"{printable(one.path)}:{one.first_line}  {_function(one)}  {one.p:.2f}{group}{_marks(one)}")
+        lines.append(f"{printable(one.path)}:{one.first_line}  {_function(one)}  {one.p:.3f}{group}{_marks(one)}")
         lines += [f"    line {share.line} carries {share.drop:.2f} of the margin" for share in one.lines]
     lines += [f"not scanned: {printable(one.path)}: {one.reason}" for one in outcome.unread]
     lines += [f"note: {_place(one.path, one.line)}{one.text}" for one in outcome.notes]
@@ -77,8 +77,8 @@ def _summary(outcome: Outcome, active: int) -> str:
         (suppressed, "suppressed"),
         (known, "in the baseline"),
         (len(outcome.unread), "not scanned"),
-        (counts.partly_parsed, "functions parsed in part"),
-        (counts.cut, "functions read in part"),
+        (counts.partly_parsed, "parsed in part"),
+        (counts.cut, "read in part"),
         (counts.ignored, "ignored"),
         (counts.other, "not C or C++"),
         (counts.links, "links not followed"),
@@ -92,7 +92,7 @@ def _how(outcome: Outcome) -> str:
     if outcome.threshold is None:
         return f"the {outcome.top} to review first"
     return (
-        f"threshold {outcome.threshold.p:.2f}: {outcome.threshold.false_alarm_rate:.2%} false alarms, "
+        f"threshold {outcome.threshold.p:.3f}: {outcome.threshold.false_alarm_rate:.2%} false alarms, "
         f"{outcome.threshold.alarms_per_kloc:.2g} alarms per 1,000 lines when it was measured"
     )
 
@@ -297,9 +297,9 @@ def _sarif_notifications(outcome: Outcome) -> list[dict[str, Any]]:
 def _message(one: Finding, outcome: Outcome) -> str:
     # "[" and "]" would begin a link and "{" a placeholder in a SARIF message.
     name = "".join(c if c not in "[]{}\\" else "?" for c in _function(one))
-    limit = "" if outcome.threshold is None else f" (threshold {outcome.threshold.p:.2f})"
+    limit = "" if outcome.threshold is None else f" (threshold {outcome.threshold.p:.3f})"
     kind = f", of the kind {one.cwe_group}" if one.cwe_group else ""
-    return f"{name} is vulnerable with probability {one.p:.2f}{limit}{kind}{_marks(one)}"
+    return f"{name} is vulnerable with probability {one.p:.3f}{limit}{kind}{_marks(one)}"
 
 
 # ----------------------------------------------------------------------------------------------------- JUnit

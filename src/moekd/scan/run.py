@@ -137,7 +137,8 @@ class Selection:
     def outcome(self, *, seconds: float) -> Outcome:
         findings = [*self._kept, *(one for *_, one in self._best)]
         if self.threshold is None:
-            least = min((one.p for one in findings if one.active), default=1.0)
+            full = len(self._best) == self.settings.top
+            least = min(one.p for *_, one in self._best) if full else 0.0
             findings = [one for one in findings if one.active or one.p >= least]
         findings.sort(key=lambda one: (-one.p, one.path, one.first_line))
         if self.settings.explain:
