@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moekd.data.text import count_lines, digest, ngrams, normalise, structural_fault, tokens
+from moekd.data.text import blank_comments, comments, count_lines, digest, ngrams, normalise, structural_fault, tokens
 
 # What a lexer trips over: quotes, escapes, comment marks, line ends, odd blanks, digit separators, raw strings.
 nasty = st.text(st.sampled_from(list("\"'\\/*\n\r\t \u00a0ab1R(){}u8")), max_size=60)
@@ -154,3 +154,17 @@ def test_five_megabytes_on_one_line():
     func = "int f(void) { " + 'x = "a"; /* b */ ' * 300_000 + "}"
     assert len(func) > 5_000_000
     assert structural_fault(normalise(func)) is None
+
+
+def test_comments_and_their_places():
+    """Marks inside a literal begin no comment; one that is not closed reaches to the end."""
+    text = 'a; // one\n"// no"; /* two\n */ b /* three'
+    assert list(comments(text)) == [(3, "// one"), (19, "/* two\n */"), (32, "/* three")]
+    assert all(text.startswith(comment, start) for start, comment in comments(text))
+
+
+@given(nasty)
+def test_blanked_comments_leave_every_line_its_number(text):
+    blanked = blank_comments(text)
+    assert blanked.count("\n") == text.count("\n")
+    assert "".join(tokens(blanked)) == "".join(tokens(text))

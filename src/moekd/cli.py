@@ -10,29 +10,33 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moekd.errors import MissingExtraError, MoekdError
+from moekd.errors import MissingExtraError, MoekdError, SettingsError
 
 if TYPE_CHECKING:
     from moekd.config import MoekdSettings
+    from moekd.scan.findings import Outcome
 
 EXIT_CODES = """Exit codes: 0 done, 2 wrong usage or settings, 3 internal error, 5 bad input data,
 6 the output cannot be written, 7 an optional package is missing, 130 interrupted."""
 
+SCAN_EXIT_CODES = """Exit codes: 0 clean, 1 findings to fail on, 2 wrong usage, settings or model, 3 internal error,
+4 no such finding but some file was not scanned, 6 a report cannot be written, 130 interrupted."""
+
 _TRAIN_PACKAGES = (
     "accelerate",
+    "onnx",
     "pyarrow",
     "safetensors",
     "scipy",
     "sklearn",
-    "tokenizers",
     "torch",
     "transformers",
 )
-_EXTRA_OF = dict.fromkeys(_TRAIN_PACKAGES, "train") | {"datasets": "hub"}
+_EXTRA_OF = dict.fromkeys(_TRAIN_PACKAGES, "train") | {"datasets": "hub", "pygls": "lsp", "lsprotocol": "lsp"}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,6 +55,7 @@ Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, e.g. distill.temperature=2. Repeatable."),
 ]
+Format = Literal["text", "json", "sarif", "junit", "gitlab"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages but errors.")]
 
@@ -169,7 +174,7 @@ def status(config: Config, overrides: Overrides = [], as_json: AsJson = False) -
 def pretrain(config: Config, overrides: Overrides = [], as_json: AsJson = False, quiet: Quiet = False) -> None:  # noqa: B006
     """Pre-train a small code encoder on the C and C++ sources of CONFIG.
 
-    A run that was stopped continues. Several processes: `accelerate launch --num_processes N -m moekd pretrain CONFIG`.
+    A run that was stopped continues. Several processes: `torchrun --nproc_per_node N -m moekd pretrain CONFIG`.
     The last line on stdout is the folder of the encoder.
     """
     from moekd import console, stages
@@ -189,6 +194,228 @@ def pretrain(config: Config, overrides: Overrides = [], as_json: AsJson = False,
     for name, value in facts["held_out"].items():
         typer.echo(f"held-out {name.replace('_', ' ')}: {value:.3f}")
     typer.echo(folder / "model")
+
+
+@app.command(epilog=EXIT_CODES)
+def export(
+    student: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a saved student.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the exported model.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Labelled validation functions (.jsonl, .parquet, BigVul's .csv), or the folder of a data stage.",
+            show_default=False,
+        ),
+    ],
+    natural: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Labelled functions at natural ratio, for thresholds; default: --data."),
+    ] = None,
+    precision: Annotated[Literal["float32", "int8"], typer.Option(help="Of the weights.")] = "float32",
+    min_agreement: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="Of functions that must keep their label.")
+    ] = 0.99,
+    max_bytes: Annotated[int, typer.Option(metavar="N", min=1, help="Limit of all exported files.")] = 3_000_000,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn a saved student into the files that `moekd scan` loads, checked against the student itself.
+
+    Example: moekd export runs/distill/KEY model --data valid.jsonl --natural test.parquet --precision int8
+    """
+    from moekd import console
+    from moekd import export as stage
+
+    console.set_quiet(quiet)
+    facts = stage.export(
+        student,
+        out,
+        data=data,
+        natural=natural,
+        precision=precision,
+        min_agreement=min_agreement,
+        max_bytes=max_bytes,
+    )
+    if as_json:
+        _print_json(facts)
+    else:
+        typer.echo(stage.render(facts))
+        typer.echo(out)
+
+
+Model = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="An exported model; default: the one in the package.")
+]
+FalseAlarmRate = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE", help="Report at most this share of functions that are not vulnerable. [default: 0.01]"
+    ),
+]
+AlarmsPerKloc = Annotated[
+    float | None, typer.Option(metavar="N", help="Or: report at most N functions per 1,000 lines.")
+]
+Top = Annotated[int | None, typer.Option(metavar="N", help="Or: report the N functions to review first.")]
+Workers = Annotated[int | None, typer.Option(metavar="N", help="Processes; 0: one for each core. [default: 0]")]
+CacheFolder = Annotated[Path | None, typer.Option("--cache", metavar="FOLDER", help="Where scores are remembered.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Remember no scores.")]
+MaxFileBytes = Annotated[
+    int | None, typer.Option(metavar="N", help="List larger files as not scanned. [default: 10,000,000]")
+]
+ScanPaths = Annotated[
+    list[Path], typer.Argument(metavar="PATH...", help="Files and folders, or - for stdin.", show_default=False)
+]
+
+
+@app.command(epilog=SCAN_EXIT_CODES)
+def scan(
+    paths: ScanPaths,
+    model: Model = None,
+    false_alarm_rate: FalseAlarmRate = None,
+    max_alarms_per_kloc: AlarmsPerKloc = None,
+    top: Top = None,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P|never", help="Exit with 1 from this probability on. [default: any finding; --top: never]"
+        ),
+    ] = None,
+    changed_since: Annotated[
+        str | None, typer.Option(metavar="REV", help="Only functions changed since this branch left REV of git.")
+    ] = None,
+    diff: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Only functions that a unified diff touches; - for stdin.")
+    ] = None,
+    stdin_filename: Annotated[
+        Path | None, typer.Option(metavar="NAME", help="What the source on stdin is called.")
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option(metavar="FILE", help="Findings in it are known, not new.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Name the lines that carry each score.")] = False,
+    format: Annotated[Format, typer.Option(help="Of what is printed on stdout.")] = "text",
+    out: Annotated[
+        list[str] | None,
+        typer.Option("--out", metavar="FORMAT=FILE", help="Write a report to a file as well. Repeatable."),
+    ] = None,
+    workers: Workers = None,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
+    max_file_bytes: MaxFileBytes = None,
+    quiet: Quiet = False,
+) -> None:
+    """Score each C and C++ function under PATH and report the likely vulnerable ones.
+
+    Example: moekd scan src/ --model model --false-alarm-rate 0.005 --out sarif=moekd.sarif
+    """
+    from moekd.scan.outputs import render, write
+
+    wanted = [_format_and_file(text) for text in out or []]
+    options = {
+        "model": model,
+        "false_alarm_rate": false_alarm_rate,
+        "max_alarms_per_kloc": max_alarms_per_kloc,
+        "top": top,
+        "fail_on": _number_or_text(fail_on),
+        "baseline": baseline,
+        "explain": explain or None,
+        "workers": workers,
+        "cache": False if no_cache else cache,
+        "max_file_bytes": max_file_bytes,
+    }
+    outcome = _scan(paths, options, quiet, changed_since=changed_since, diff_file=diff, stdin_filename=stdin_filename)
+    for name, path in wanted:
+        write(outcome, name, path)
+    typer.echo(render(outcome, format), nl=False)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command(epilog=SCAN_EXIT_CODES)
+def baseline(
+    paths: ScanPaths,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The baseline.")] = Path("moekd-baseline.json"),
+    model: Model = None,
+    false_alarm_rate: FalseAlarmRate = None,
+    max_alarms_per_kloc: AlarmsPerKloc = None,
+    workers: Workers = None,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
+    max_file_bytes: MaxFileBytes = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write today's findings to a file, so that `moekd scan --baseline FILE` fails on new ones only.
+
+    Example: moekd baseline src/ --out moekd-baseline.json
+    """
+    from moekd.scan.baseline import write
+
+    options = {
+        "model": model,
+        "false_alarm_rate": false_alarm_rate,
+        "max_alarms_per_kloc": max_alarms_per_kloc,
+        "workers": workers,
+        "cache": False if no_cache else cache,
+        "max_file_bytes": max_file_bytes,
+    }
+    outcome = _scan(paths, options, quiet, known=False)
+    write(out, outcome.findings)
+    typer.echo(out)
+    for one in outcome.unread:
+        _complain(f"not scanned: {one.path}: {one.reason}")
+    raise typer.Exit(4 if outcome.unread else 0)
+
+
+@app.command(epilog=SCAN_EXIT_CODES)
+def lsp(
+    model: Model = None,
+    false_alarm_rate: FalseAlarmRate = None,
+    max_alarms_per_kloc: AlarmsPerKloc = None,
+    no_cache: NoCache = False,
+) -> None:
+    """Serve an editor over stdin and stdout: diagnostics, hover and an action to suppress (Language Server Protocol).
+
+    Example, for an editor that takes a command: moekd lsp --model model
+    """
+    from moekd.scan.lsp import serve
+    from moekd.scan.settings import load
+
+    options = {
+        "model": None if model is None else str(model),
+        "false_alarm_rate": false_alarm_rate,
+        "max_alarms_per_kloc": max_alarms_per_kloc,
+        "cache": False if no_cache else None,
+    }
+    serve(load(Path.cwd(), options))
+
+
+def _scan(paths: list[Path], options: dict[str, Any], quiet: bool, *, known: bool = True, **selection: Any) -> Outcome:
+    """Merge options with the settings file and scan; a bar on a terminal. `known` false: any baseline is left aside."""
+    from moekd import console
+    from moekd.scan.run import scan as scan_paths
+    from moekd.scan.settings import load
+
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    settings = load(Path.cwd(), options)
+    if not known:
+        settings = settings.model_copy(update={"baseline": None, "top": None})
+    console.set_quiet(quiet or not sys.stderr.isatty())  # hooks and logs want the report only
+    with console.bar(None, "files") as advance:
+        return scan_paths(paths, settings, advance=advance, **selection)
+
+
+def _format_and_file(text: str) -> tuple[str, Path]:
+    from moekd.scan.outputs import FORMATS
+
+    name, equals, path = text.partition("=")
+    if not (equals and path and name in FORMATS):
+        raise SettingsError(f"--out wants FORMAT=FILE with one of {', '.join(FORMATS)}, got {text!r}")
+    return name, Path(path)
+
+
+def _number_or_text(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 @data_app.command(epilog=EXIT_CODES)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
 
@@ -62,6 +62,18 @@ def digest(normalised: str) -> str:
 def tokens(func: str) -> list[str]:
     """Return identifiers, numbers, literals and operators in order, without comments."""
     return [match.group() for match in _TOKENS.finditer(_without_comments(func))]
+
+
+def comments(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the offset and the text of each comment, delimiters included; what a literal holds is no comment."""
+    for match in _COMMENTS.finditer(text):
+        if match[0][0] == "/":
+            yield match.start(), match[0]
+
+
+def blank_comments(text: str) -> str:
+    """Replace each comment by a blank and its line ends, so that every line keeps its number."""
+    return _COMMENTS.sub(lambda match: " " + "\n" * match[0].count("\n") if match[0][0] == "/" else match[0], text)
 
 
 def ngrams(words: Sequence[str], n: int) -> np.ndarray:

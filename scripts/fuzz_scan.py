@@ -1,0 +1,177 @@
+"""Throw made-up input at what reads other people's files: parser, suppressions, diffs, baselines, SARIF.
+
+    python scripts/fuzz_scan.py 100000
+
+Anything but an answer or a SettingsError, or an input that takes longer than SLOW_SECONDS, is a failure: it is
+printed in its smallest form and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress as without
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moekd.data.text import blank_comments, normalise
+from moekd.errors import SettingsError
+from moekd.scan import baseline, diff, suppress
+from moekd.scan.findings import Finding, Note, Outcome, Unread
+from moekd.scan.model import Facts, Threshold
+from moekd.scan.outputs import FORMATS, render
+from moekd.scan.score import functions_of
+from moekd.syntax import LanguageName
+
+SLOW_SECONDS = 5
+
+_PIECES = [
+    *"{}()[]<>;,*&=\\\"'\n\r\t #/",
+    *("int ", "f", "(void)", "{ return 1; }", "template <class T> ", "class A ", "namespace n ", "#if 1\n", "#else\n"),
+    *("#endif\n", "#define M(x) x\n", "//", "/*", "*/", 'R"x(', ')x"', "operator", "= default", "if (x) ", "else "),
+    *("// moekd: ignore[CWE-664] reason\n", "/* moekd: ignore", "moekd:", "ignore[", "]", "CWE-", "é", "\0", "\x85"),
+]
+_DIFF_PIECES = [
+    *("--- a/x.c\n", "+++ b/x.c\n", "--- ", "+++ ", "@@ -1,2 +1,2 @@\n", "@@ -0,0 +1 @@\n", "@@ -999999999 +1,9 @@"),
+    *(" a\n", "-a\n", "+a\n", "\\ No newline\n", "\n", '"a\\303\\n"', "/dev/null\n", "\t2020", "diff --git ", "\r\n"),
+]
+
+
+def _source(draw: Callable) -> bytes:
+    pieces = draw(st.lists(st.sampled_from(_PIECES) | st.text(max_size=5), max_size=60))
+    tail: bytes = draw(st.binary(max_size=8))
+    return "".join(pieces).encode("utf-8", "surrogatepass") + tail
+
+
+_sources = st.composite(_source)()
+_names = st.binary(min_size=1, max_size=40).map(os.fsdecode) | st.text(max_size=40).filter(
+    lambda text: not any(0xD800 <= ord(c) < 0xE000 for c in text)
+)
+_findings = st.builds(
+    Finding,
+    path=_names,
+    function=_names,
+    first_line=st.integers(1, 10**9),
+    last_line=st.integers(1, 10**9),
+    p=st.floats(0, 1),
+    fingerprint=st.just("0" * 16),
+    cut=st.booleans(),
+    whole=st.booleans(),
+    cwe_group=st.none() | st.just("CWE-664"),
+    suppressed=st.none() | _names,
+    in_baseline=st.booleans(),
+)
+
+
+def parser(source: bytes) -> None:
+    languages: tuple[LanguageName, ...] = ("c", "cpp")
+    for language in languages:
+        spans, texts = functions_of(source, language)
+        assert len(spans) == len(texts)
+        assert all(0 <= span.start <= span.end <= len(source) for span in spans)
+        assert all(one.end <= other.start for one, other in pairwise(spans))
+        assert all(normalise(text) == text for text in texts)
+
+
+def suppressions(source: bytes) -> None:
+    text = source.decode("utf-8", "replace")
+    found, _ = suppress.read(text)
+    assert all(one.reason and one.ids for one in found)
+    assert blank_comments(text).count("\n") == text.count("\n")
+    suppress.assign(found, [(1, 3), (4, 4), (4, 9)])
+
+
+def diffs(text: str) -> None:
+    try:
+        changes = diff.read_diff(text)
+    except SettingsError:
+        return
+    assert all(low == high > 0 for lines in changes.values() for low, high in lines or ())
+
+
+def baselines(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "baseline.json"
+        path.write_bytes(content)
+        with without(SettingsError):
+            baseline.read(path)
+
+
+def outputs(findings: list[Finding], name: str) -> None:
+    facts = Facts("m", "int8", 64, 1.0, 0.0, (), "0" * 32)
+    limit = Threshold(0.5, 0.1, 1.0, None)
+    outcome = Outcome(facts, limit, None, tuple(findings), (Unread(name, "r"),), (Note(name, 1, "t"),))
+    for one in FORMATS:
+        text = render(outcome, one)
+        text.encode("utf-8")
+        if one in ("json", "sarif", "gitlab"):
+            json.loads(text)
+
+
+TARGETS: dict[str, tuple[Callable, tuple[st.SearchStrategy, ...]]] = {
+    "parser": (parser, (_sources,)),
+    "suppressions": (suppressions, (_sources,)),
+    "diffs": (diffs, (st.lists(st.sampled_from(_DIFF_PIECES) | st.text(max_size=6), max_size=30).map("".join),)),
+    "baselines": (
+        baselines,
+        (
+            st.binary(max_size=60)
+            | st.recursive(
+                st.none() | st.integers() | st.text(max_size=5) | st.just(1),
+                lambda inner: (
+                    st.lists(inner, max_size=3)
+                    | st.dictionaries(st.sampled_from(["schema", "findings", "fingerprint", "x"]), inner, max_size=3)
+                ),
+            ).map(lambda value: json.dumps(value).encode()),
+        ),
+    ),
+    "outputs": (outputs, (st.lists(_findings, max_size=3), _names)),
+}
+
+
+def fuzz(name: str, examples: int) -> int:
+    """Run one target on `examples` inputs; returns how many were run. Raises what the target raises."""
+    target, strategies = TARGETS[name]
+    ran = 0
+
+    def checked(values: tuple) -> None:
+        nonlocal ran
+        ran += 1
+        target(*values)
+
+    run = settings(
+        max_examples=examples,
+        deadline=timedelta(seconds=SLOW_SECONDS),
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )(given(st.tuples(*strategies))(checked))
+    run()
+    return ran
+
+
+def main() -> int:
+    examples = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    failed = 0
+    for name in TARGETS:
+        start = time.monotonic()
+        try:
+            ran = fuzz(name, examples // len(TARGETS))
+        except Exception as error:
+            failed = 1
+            print(f"{name}: {type(error).__name__}: {error}")
+            print("\n".join(getattr(error, "__notes__", [])))
+        else:
+            print(f"{name}: {ran:,} inputs in {time.monotonic() - start:.0f} s, no failure")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
