@@ -179,7 +179,7 @@ class Proposer:
         distinct = list(dict.fromkeys((tuple(row), part) for row, part in zip(rows, inside, strict=True)))
         found: dict[tuple[tuple[int, ...], tuple[int, int]], np.ndarray] = {}
         for batch, output in self._batches([row for row, _ in distinct]):
-            hidden = output.hidden_states[-1].float().cpu().numpy()  # (batch, tokens, hidden)
+            hidden = output.hidden_states[-1].double().cpu().numpy()  # (batch, tokens, hidden)
             for number, states in zip(batch, hidden, strict=True):
                 start, end = distinct[number][1]
                 found[distinct[number]] = states[start:end]
@@ -214,7 +214,7 @@ class Proposer:
         decoded = []
         for rows in combined:
             ordered = sorted(rows, key=lambda row: perplexity.get(row, 0.0))  # stable: single tokens keep their order
-            decoded.append([self.tokenizer.decode(list(row), skip_special_tokens=True).strip() for row in ordered])
+            decoded.append([self.tokenizer.decode(list(row)).strip() for row in ordered])
         return decoded
 
     def _perplexities(self, rows: Sequence[tuple[int, ...]]) -> list[float]:
@@ -225,7 +225,7 @@ class Proposer:
         if not rows:
             return found
         for batch, output in self._batches([self._with_specials(list(row)) for row in rows]):
-            logs = torch.log_softmax(output.logits.float(), dim=-1).cpu()
+            logs = torch.log_softmax(output.logits.double(), dim=-1).cpu()
             for number, log in zip(batch, logs, strict=True):
                 row = rows[number]
                 found[number] = -float(log[range(1, len(row) + 1), list(row)].mean())
