@@ -278,6 +278,15 @@ class MoekdSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _mixture_is_saved(self) -> MoekdSettings:
+        if self.attack.attacks and "mixture" in self.attack.systems and self.experts.mode == "shared":
+            raise ValueError(
+                'attack.systems holds "mixture", which is saved as a model only with experts.mode = "full": '
+                'leave "mixture" out'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ensemble_needs_all_scores(self) -> MoekdSettings:
         if self.mixture.table == "selected" and "ensemble" in self.student.systems:
             raise ValueError(

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
+def no_substitutes(sample: Sample) -> dict[str, list[str]]:
+    """No candidates for any function: where ALERT is not asked for."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Names:
     """Where attacks take new names from.
@@ -38,7 +43,7 @@ class Names:
     """
 
     vocabulary: Sequence[str] = ()
-    substitutes: Callable[[Sample], Mapping[str, Sequence[str]]] = lambda sample: {}
+    substitutes: Callable[[Sample], Mapping[str, Sequence[str]]] = no_substitutes
 
 
 @dataclass
