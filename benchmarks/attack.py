@@ -39,6 +39,7 @@ class SlowVictim:
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
         self.scored = 0
+        classifier.model.set_attn_implementation("eager")
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         import torch
@@ -71,17 +72,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
     numerics.configure(chosen.threads)
-    classifier = Classifier.from_pretrained(chosen.model)
+    slow, fast = (Classifier.from_pretrained(chosen.model) for _ in range(2))  # each with an attention of its own
     samples = read_samples(chosen.data).samples
     names = Names(frequent_names((one.func for one in samples[chosen.functions :]), 5000))
     attacked = samples[: chosen.functions]
     settings = Attack(attacks=("mhm", "wir-random"), budget=chosen.budget)
+    threads = chosen.threads
     ways: dict[str, Callable[[], list[AttackResult]]] = {
-        "references' way, fp32": lambda: run(SlowVictim(classifier), attacked, settings, names, at_once=1),
-        "ours, fp32": lambda: run(ClassifierVictim(classifier), attacked, settings, names),
-        "ours, bf16": lambda: run(ClassifierVictim(classifier, bf16=True), attacked, settings, names),
+        "references' way, fp32": lambda: timed(SlowVictim(slow), attacked, settings, names, threads=threads),
+        "ours, fp32": lambda: timed(ClassifierVictim(fast), attacked, settings, names, workers=threads),
+        "ours, bf16": lambda: timed(ClassifierVictim(fast, bf16=True), attacked, settings, names, workers=threads),
     }
-    run(ClassifierVictim(classifier), attacked[:1], settings, names)  # warm-up
+    timed(ClassifierVictim(fast), attacked[:1], settings, names)  # warm-up
     results = {}
     base = None
     for way, work in ways.items():
@@ -92,16 +94,26 @@ def main() -> None:
         rate = variants / seconds
         base = base or rate
         print(f"{way:24} {variants:8,} variants {seconds:8.1f} s {rate:8.1f} variants/s  x{rate / base:.2f}")
-    slow = results["references' way, fp32"]
+    reference = results["references' way, fp32"]
     for way in ("ours, fp32", "ours, bf16"):
-        same = sum(a.outcome == b.outcome for a, b in zip(slow, results[way], strict=True))
-        print(f"{way}: {same} of {len(slow)} verdicts are those of the references' way")
+        same = sum(a.outcome == b.outcome for a, b in zip(reference, results[way], strict=True))
+        print(f"{way}: {same} of {len(reference)} verdicts are those of the references' way")
 
 
-def run(
-    victim: Victim, samples: Sequence[Sample], settings: Attack, names: Names, at_once: int = 16
+def timed(
+    victim: Victim,
+    samples: Sequence[Sample],
+    settings: Attack,
+    names: Names,
+    *,
+    threads: int = 1,
+    workers: int = 1,
 ) -> list[AttackResult]:
-    return attack(victim, samples, settings, names, at_once=at_once)
+    """One way: all threads inside torch and a function after the other, or a function for each thread."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return attack(victim, samples, settings, names, at_once=1 if threads > 1 else 16, workers=workers)
 
 
 if __name__ == "__main__":

@@ -320,19 +320,28 @@ def classifier(make_model, tokenizer, functions) -> Classifier:
     return found
 
 
-def attacked(classifier, functions, path=None, at_once=16, samples=None):
-    chosen = samples or [replace(one, label=int(classifier.logits([one.func])[0].argmax())) for one in functions[:12]]
+def rightly_labelled(classifier, functions) -> list[Sample]:
+    """The functions with the classifier's own answers for labels, so that each one is attacked."""
+    answers = classifier.logits([one.func for one in functions]).argmax(axis=1)
+    return [replace(one, label=int(answer)) for one, answer in zip(functions, answers, strict=True)]
+
+
+def attacked(classifier, functions, path=None, at_once=16, samples=None, workers=1):
+    chosen = samples or rightly_labelled(classifier, functions[:12])
     names = Names(VOCABULARY, lambda one: {i.name: VOCABULARY[:8] for i in Template.of(one.func).identifiers})
     settings = Attack(attacks=("alert", "mhm", "wir-random"), candidates=8, iterations=5, generations=1, children=8)
-    return attack(ClassifierVictim(classifier), chosen, settings, names, path=path, at_once=at_once, model="m")
+    return attack(
+        ClassifierVictim(classifier), chosen, settings, names, path=path, at_once=at_once, model="m", workers=workers
+    )
 
 
 def test_order_and_batches_change_nothing(classifier, functions):
-    """All samples at once, one at a time, in reverse: the same results, sample by sample and attack by attack."""
+    """All samples at once, one at a time, by several threads, in reverse: the same results to the last digit."""
     together = attacked(classifier, functions)
     assert {one.outcome for one in together} >= {"fooled", "withstood"}
     assert attacked(classifier, functions, at_once=1) == together
-    samples = [replace(one, label=int(classifier.logits([one.func])[0].argmax())) for one in functions[:12]]
+    assert attacked(classifier, functions, workers=3) == together
+    samples = rightly_labelled(classifier, functions[:12])
     by_sample = {(one.id, one.attack): one for one in attacked(classifier, functions, samples=samples[::-1], at_once=5)}
     assert [by_sample[one.id, one.attack] for one in together] == together
 
@@ -442,7 +451,7 @@ def test_slow_path_gives_the_same_results(classifier, functions):
         from attack import SlowVictim
     finally:
         sys.path.pop(0)
-    samples = [replace(one, label=int(classifier.logits([one.func])[0].argmax())) for one in functions[:8]]
+    samples = rightly_labelled(classifier, functions[:8])
     settings = Attack(attacks=("mhm", "wir-random"), candidates=8, iterations=5)
     slow = attack(SlowVictim(classifier), samples, settings, Names(VOCABULARY), at_once=1)
     fast = attack(ClassifierVictim(classifier), samples, settings, Names(VOCABULARY))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,7 @@ def attack(
     path: Path | None = None,
     model: str = "",
     at_once: int = 16,
+    workers: int = 1,
 ) -> list[AttackResult]:
     """Run `settings.attacks` on each sample; return the results in the order of the samples, attack by attack.
 
@@ -73,6 +75,8 @@ def attack(
         path: JSON lines file that results are appended to; finished ones in it are not computed again.
         model: what the victim is called in that file; a file of another model is refused.
         at_once: attacks that run side by side; a plain callable is asked for the texts of all of them in one call.
+        workers: threads that ask a model of ours, an attack each. Give each one core (torch.set_num_threads(1)): small
+            models gain more from a second function than from a second thread inside one product.
     Raises:
         SettingsError: `path` holds results of another model, other settings or other samples.
     """
@@ -89,11 +93,12 @@ def attack(
     with console.bar(len(work), f"attacks on {model}" if model else "attacks") as advance:
         advance(len(done))
         started = (_start(victim, work[number], number, settings, names) for number in missing)
-        for number, result in _run(started, at_once):
-            done[number] = result
-            if ledger is not None:
-                ledger.append(result)
-            advance(1)
+        with ThreadPoolExecutor(workers) as pool:
+            for number, result in _run(started, at_once, pool):
+                done[number] = result
+                if ledger is not None:
+                    ledger.append(result)
+                advance(1)
     results = [done[number] for number in range(len(work))]
     if ledger is not None:
         ledger.finish(results)
@@ -120,7 +125,7 @@ def recipe_of(name: AttackName, sample: Sample, settings: Attack, names: Names) 
 
 
 def _run(
-    attacks: Iterator[tuple[int, Asking[AttackResult], Victim]], at_once: int
+    attacks: Iterator[tuple[int, Asking[AttackResult], Victim]], at_once: int, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[int, AttackResult]]:
     """Yield results as they come; a place that becomes free is taken by the next attack."""
     running: list[_Running] = []
@@ -134,7 +139,7 @@ def _run(
                 running.append(_Running(number, coroutine, victim, answered))
         if not running:
             return
-        answers = _answer_all(running)
+        answers = _answer_all(running, pool)
         waiting = []
         for one in running:
             answered = _advance(one.attack, answers[one.number])
@@ -146,12 +151,13 @@ def _run(
         running = waiting
 
 
-def _answer_all(running: Sequence[_Running]) -> dict[int, list[float] | UnusableAnswerError]:
+def _answer_all(running: Sequence[_Running], pool: ThreadPoolExecutor) -> dict[int, list[float] | UnusableAnswerError]:
     """Answer the questions of all attacks by their numbers, those to the same victim in one call."""
     by_victim: dict[int, list[_Running]] = {}
     for one in running:
         by_victim.setdefault(id(one.victim), []).append(one)
-    return {number: answers for group in by_victim.values() for number, answers in _answer(group).items()}
+    answered = pool.map(_answer, by_victim.values())
+    return {number: answers for group in answered for number, answers in group.items()}
 
 
 def _answer(group: Sequence[_Running]) -> dict[int, list[float] | UnusableAnswerError]:

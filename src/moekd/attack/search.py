@@ -92,7 +92,7 @@ class Search:
                 p_vulnerable = yield list(fresh.values())
                 self.queries += len(fresh)
                 self._answers |= {
-                    key: p if self.label == 1 else 1 - p for key, p in zip(fresh, p_vulnerable, strict=True)
+                    key: p if self.label == 1 else round(1 - p, 12) for key, p in zip(fresh, p_vulnerable, strict=True)
                 }
             answers += [self._answers[key] for key in keys[:within]]
             if within < len(chunk):

@@ -67,7 +67,7 @@ def attack_system(
     """
     from moekd.data import load_parts
 
-    numerics.configure(settings.run.threads)
+    numerics.configure(1)  # a core for each worker
     wanted = settings.attack
     parts = load_parts(inputs["data"])
     training = [*parts["train_a"], *parts["train_b"]]
@@ -80,7 +80,7 @@ def attack_system(
     else:
         victim = load_victim(inputs["victim"] / "model", bf16=wanted.bf16)
     samples = attacked_samples(parts["test"], wanted)
-    results = attack(victim, samples, wanted, names, path=folder / RESULTS, model=system)
+    results = attack(victim, samples, wanted, names, path=folder / RESULTS, model=system, workers=settings.run.threads)
     return {"outcomes": {name: counts(of_attack(results, name)) for name in wanted.attacks}}
 
 
@@ -113,12 +113,15 @@ def attack_file(
         DataError: the file holds no usable function.
         SettingsError: the model cannot be loaded, or `out` holds results of other work.
     """
+    from moekd.config import Run
     from moekd.data import read_samples
     from moekd.data.embedded import generate
 
     samples = attacked_samples(read_samples(data).samples, settings)
     if not samples:
         raise DataError(f"{data} holds no function that can be used")
+    threads = Run().threads
+    numerics.configure(1)  # a core for each worker
     victim = load_victim(model, bf16=settings.bf16)
     others = read_samples(names_from).samples if names_from else generate(_EMBEDDED, 0)
     names = Names(
@@ -127,7 +130,7 @@ def attack_file(
         if "alert" in settings.attacks
         else no_substitutes,
     )
-    results = attack(victim, samples, settings, names, path=out, model=_identity(model))
+    results = attack(victim, samples, settings, names, path=out, model=_identity(model), workers=threads)
     found: dict[str, dict[str, Any]] = {}
     for name in settings.attacks:
         own = of_attack(results, name)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -56,10 +57,12 @@ class ClassifierVictim:
         self.bf16 = bf16
         self.encoder = VariantEncoder(classifier.tokenizer, classifier.max_length)
         self.scored = 0
+        self.lock = Lock()  # tokenizers are for one thread at a time
         use_fused_attention(classifier.model)
 
     def session(self, text: str) -> Victim:
-        return _Session(self, is_local=self.encoder.is_local(text))
+        with self.lock:
+            return _Session(self, is_local=self.encoder.is_local(text))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return p_vulnerable, float64, (texts,), without the memory of a session."""
@@ -69,7 +72,8 @@ class ClassifierVictim:
         """Return p_vulnerable of encoded texts, float64, (texts,)."""
         from moekd.classifier import predict
 
-        self.scored += len(tokens)
+        with self.lock:
+            self.scored += len(tokens)
         pad_id = self.classifier.tokenizer.pad_token_id
         return p_vulnerable(predict(self.classifier.model, tokens, pad_id=pad_id, bf16=self.bf16))
 
@@ -84,7 +88,8 @@ class _Session:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         encoder = self.victim.encoder
-        tokens = encoder.by_words(texts) if self.is_local else encoder.whole(texts)
+        with self.victim.lock:
+            tokens = encoder.by_words(texts) if self.is_local else encoder.whole(texts)
         keys = [tokens.flat[start:end].tobytes() for start, end in pairwise(tokens.offsets)]
         fresh = {key: row for row, key in enumerate(keys) if key not in self._answers}
         if fresh:
@@ -94,17 +99,19 @@ class _Session:
 
 
 class ScorerVictim:
-    """Any scorer, such as a saved mixture or the bag of tokens."""
+    """Any scorer, such as a saved mixture or the bag of tokens; asked by one thread at a time."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
+        self.lock = Lock()
 
     def session(self, text: str) -> Victim:
         return lambda texts: self(texts)  # an object of its own: its questions are not joined with others'
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return p_vulnerable, float64, (texts,)."""
-        return p_vulnerable(self.scorer.logits(texts))
+        with self.lock:
+            return p_vulnerable(self.scorer.logits(texts))
 
 
 def use_fused_attention(model: Any) -> None:
