@@ -158,6 +158,21 @@ def language_model(tokenizer, tmp_path_factory) -> str:
     return str(folder)
 
 
+def test_substitutes_are_shared_by_models(language_model, model, data, tmp_path, monkeypatch):
+    """A second model attacked in the same folder needs no language model any more; other settings have another file."""
+    from moekd.attack.substitutes import Proposer
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "bag-of-tokens.npz").write_bytes((model / "bag-of-tokens.npz").read_bytes())
+    options = ("--data", data, "--samples", 3, "--budget", 9, "--attack", "alert", "--masked-lm", language_model, "-q")
+    assert moekd("attack", model, *options, "--out", tmp_path / "a.jsonl") == 0
+    monkeypatch.setattr(Proposer, "from_pretrained", None)
+    assert moekd("attack", other, *options, "--out", tmp_path / "b.jsonl") == 0
+    assert len(list(tmp_path.glob("substitutes-*.jsonl"))) == 1
+    assert read_results(tmp_path / "a.jsonl") == read_results(tmp_path / "b.jsonl")
+
+
 def test_a_run_with_attacks(language_model, tmp_path):
     """Teacher, bag of tokens and two students in one run: rows and comparisons in the table, all on equal functions."""
     chosen = settings(

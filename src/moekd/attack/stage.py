@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moekd import numerics
 from moekd.attack.measures import counts, robustness
 from moekd.attack.runner import Names, attack, no_substitutes
-from moekd.attack.substitutes import Substitutes
+from moekd.attack.substitutes import Substitutes, shared_file
 from moekd.attack.victims import ScorerVictim, load_victim
 from moekd.attack.vocabulary import frequent_names
 from moekd.errors import DataError
@@ -126,9 +126,7 @@ def attack_file(
     others = read_samples(names_from).samples if names_from else generate(_EMBEDDED, 0)
     names = Names(
         frequent_names((sample.func for sample in others), settings.vocabulary),
-        Substitutes(out.with_name(f"{out.stem}-substitutes.jsonl"), settings)
-        if "alert" in settings.attacks
-        else no_substitutes,
+        Substitutes(shared_file(out.parent, settings), settings) if "alert" in settings.attacks else no_substitutes,
     )
     results = attack(victim, samples, settings, names, path=out, model=_identity(model), workers=threads)
     found: dict[str, dict[str, Any]] = {}

@@ -315,5 +315,11 @@ class Substitutes:
 _READ = {"masked_lm", "masked_lm_revision", "candidates", "ranks", "occurrences", "context"}
 
 
+def shared_file(folder: Path, settings: Attack) -> Path:
+    """A file in `folder` for the candidates under these settings, to be shared by attacks on any model."""
+    settings_read = json.dumps(settings.model_dump(mode="json", include=_READ), sort_keys=True)
+    return folder / f"substitutes-{sha256_text(settings_read)[:8]}.jsonl"
+
+
 def _line(value: Any) -> bytes:
     return (json.dumps(value) + "\n").encode()
