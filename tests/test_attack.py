@@ -396,9 +396,11 @@ def test_a_file_of_other_work_is_refused(change, named, tmp_path):
 def test_more_attacks_can_be_added_to_a_file(tmp_path):
     """Which attacks are wanted is no part of what a file belongs to: each result stands alone."""
     path, victim = tmp_path / "a.jsonl", Victim(lambda words: 0.9)
-    for attacks in (("wir-random",), ("wir-random", "mhm")):
+    for attacks in (("wir-random",), ("mhm",), ("wir-random", "mhm")):
         attack(victim, [sample()], Attack(attacks=attacks, iterations=2), Names(VOCABULARY), path=path)
+        assert {one.attack for one in read_results(path)} >= set(attacks)
     assert [one.attack for one in read_results(path)] == ["wir-random", "mhm"]
+    assert len(victim.asked) == sum(one.queries for one in read_results(path))  # nothing was asked twice
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 

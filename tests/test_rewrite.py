@@ -69,6 +69,8 @@ def real_functions(count: int) -> list[str]:
         ("int f(void) { static DEFINE_MUTEX(lock); return use(&lock); }", set()),  # a macro that reads like one
         ("int f(void) { LIST_HEAD(todo); DECLARE_BITMAP(bits, 8); return use(&todo, bits); }", set()),
         ("int f(int a) {\n#ifdef a\nreturn 1;\n#endif\nreturn a; }", set()),  # a macro's name
+        ("int f(int a) {\n#ifdef X\nint b = a;\n#endif\nreturn b; }", {"a"}),  # without X, b is a global
+        ("int f(int a) {\n#ifdef X\nint b = a;\nreturn b;\n#else\nreturn a;\n#endif\n}", {"a", "b"}),
         ("int f(int a, int b) {\n#define SUM (a + 1)\nreturn SUM + b; }", {"b"}),  # read by a macro
         ("int f(int link, struct q *h) { TAILQ_FOREACH(e, h, link); return link; }", {"h"}),  # a field's name
         ("int f(struct s *s) { return ((struct s *)s)->x; }", set()),  # a type of the same name

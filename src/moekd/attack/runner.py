@@ -83,6 +83,7 @@ def attack(
     work = [(sample, name) for sample in samples for name in settings.attacks]
     done: dict[int, AttackResult] = {}
     ledger = None
+    known: dict[tuple[str, str], AttackResult] = {}
     if path is not None:
         ledger = _Ledger(path, _header(model, settings, samples))
         known = ledger.read()
@@ -101,7 +102,8 @@ def attack(
                 advance(1)
     results = [done[number] for number in range(len(work))]
     if ledger is not None:
-        ledger.finish(results)
+        wanted = set(settings.attacks)
+        ledger.finish([*results, *(one for one in known.values() if one.attack not in wanted)])
     return results
 
 
@@ -243,7 +245,10 @@ class _Ledger:
             stream.write(_line(asdict(result)))
 
     def finish(self, results: Sequence[AttackResult]) -> None:
-        """Put the results in the order of the work list: a file that does not tell how it came to be."""
+        """Put the results in the order of the work list: a file that does not tell how it came to be.
+
+        Results of other attacks, asked for earlier, come last.
+        """
         write_bytes(self.path, _line(self.header) + b"".join(_line(asdict(result)) for result in results))
 
 

@@ -32,6 +32,12 @@ _SCOPES = frozenset(
         "lambda_expression",
         "catch_clause",
         "template_declaration",
+        # What one branch of a condition declares is not certain to exist beyond it.
+        "preproc_if",
+        "preproc_ifdef",
+        "preproc_elif",
+        "preproc_elifdef",
+        "preproc_else",
     }
 )
 _BY_FIELD = frozenset({"pointer_declarator", "array_declarator", "init_declarator", "function_declarator"})
