@@ -28,6 +28,7 @@ Edit = tuple[int, int, bytes]
 _NOTES = (b"/* checked */", b"/* see above */", b"/* keep in order */", b"/* fall back to the default */")
 _LOOPS = frozenset({"for_statement", "while_statement", "do_statement", "for_range_loop"})
 _EFFECTS = frozenset({"call_expression", "assignment_expression", "update_expression", "ERROR", "lambda_expression"})
+_MACRO_TYPES = frozenset({"macro_type_specifier", "parenthesized_declarator"})  # STACK_OF(x) *y; may be a product
 _BODIES = frozenset({"struct_specifier", "union_specifier", "enum_specifier", "class_specifier"})
 _SPACE_SHARE = 0.2  # of the gaps between tokens
 DEAD = "if (0) {{ int {0} = 0; (void){0}; }}\n"
@@ -79,7 +80,8 @@ def _is_movable(code: Code, node: Node) -> bool:
     if node.type != "declaration" or node.has_error or b"volatile" in code.slice(node):
         return False
     return not any(
-        inner.type in _EFFECTS or inner.type.startswith("preproc_") or _has_body(inner) for inner in _inside(node)
+        inner.type in _EFFECTS | _MACRO_TYPES or inner.type.startswith("preproc_") or _has_body(inner)
+        for inner in _inside(node)
     )
 
 
@@ -218,7 +220,10 @@ def parentheses(code: Code, rng: np.random.Generator) -> str | None:
 
 
 def _may_have_parentheses(code: Code, node: Node) -> bool:
-    """Operands that certainly are values: a name in capitals may be a macro for anything."""
+    """Operands that certainly are values: a name in capitals may be a macro for anything.
+
+    A name that is an operand stays bare, because a parser that knows no types may take `(a) - b` for a cast.
+    """
     parent = node.parent
     if parent is None or node.has_error or parent.has_error:
         return False
@@ -227,7 +232,10 @@ def _may_have_parentheses(code: Code, node: Node) -> bool:
     if node.type not in ("identifier", "number_literal", "binary_expression") or _in_directive(node):
         return False
     if parent.type == "binary_expression":
-        return node in (parent.child_by_field_name("left"), parent.child_by_field_name("right"))
+        return node.type != "identifier" and node in (
+            parent.child_by_field_name("left"),
+            parent.child_by_field_name("right"),
+        )
     return parent.type == "assignment_expression" and parent.child_by_field_name("right") == node
 
 
