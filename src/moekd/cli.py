@@ -418,6 +418,65 @@ def _number_or_text(text: str | None) -> float | str | None:
         return text
 
 
+@app.command(epilog=EXIT_CODES)
+def attack(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a saved model.", show_default=False)],
+    data: Annotated[Path, typer.Option("--data", metavar="FILE", help="Labelled functions.", show_default=False)],
+    attacks: Annotated[str, typer.Option("--attack", help="alert, mhm, wir-random; several with commas.")] = (
+        "mhm,wir-random"
+    ),
+    budget: Annotated[int, typer.Option(help="Most texts that the model is asked for in one attack.")] = 2000,
+    samples: Annotated[int, typer.Option(help="How many functions of FILE are attacked, drawn by seed.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the draw and the attacks.")] = 0,
+    masked_lm: Annotated[
+        str | None, typer.Option(metavar="NAME", help="alert: masked language model that proposes names.")
+    ] = None,
+    names_from: Annotated[
+        Path | None,
+        typer.Option("--names", metavar="FILE", help="Functions whose names are drawn; default: embedded ones."),
+    ] = None,
+    minimal: Annotated[bool, typer.Option("--minimal", help="Look for the fewest renames of each success.")] = False,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines, a result each.")] = Path("attacks.jsonl"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Attack MODEL by renaming local variables, and print how often that changed its answer.
+
+    Results go to a file as they come; the same command after a stop continues it. A model that is fooled is a result,
+    not an error: the exit code is 0.
+    """
+    from dataclasses import asdict
+
+    from moekd import console
+    from moekd.attack import stage
+    from moekd.settings_loading import attack_settings
+
+    console.set_quiet(quiet)
+    settings = attack_settings(
+        {
+            "attacks": [name.strip() for name in attacks.split(",")],
+            "budget": budget,
+            "samples": samples,
+            "seed": seed,
+            "masked_lm": masked_lm,
+            "minimal": minimal,
+        }
+    )
+    found = stage.attack_file(model, data, settings, out=out, names_from=names_from)
+    if as_json:
+        measures = {
+            name: {
+                "measures": {metric: _without_nan(asdict(value)) for metric, value in one["measures"].items()},
+                "counts": one["counts"],
+            }
+            for name, one in found.items()
+        }
+        _print_json({"results": str(out), "attacks": measures})
+    else:
+        typer.echo(stage.render(found))
+        typer.echo(out)
+
+
 @data_app.command(epilog=EXIT_CODES)
 def describe(
     config: Config,
@@ -464,6 +523,11 @@ def _settings(config: Path, overrides: Sequence[str]) -> MoekdSettings:
     from moekd.settings_loading import load_settings
 
     return load_settings(config, overrides)
+
+
+def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
+    """NaN, where a measure is undefined, is no JSON."""
+    return {name: None if value != value else value for name, value in values.items()}
 
 
 def _print_json(value: Any) -> None:

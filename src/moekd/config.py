@@ -223,6 +223,35 @@ class Evaluate(Settings):
     confidence: float = Field(0.95, gt=0, lt=1)
 
 
+AttackName = Literal["alert", "mhm", "wir-random"]
+AttackedSystem = Literal["bag-of-tokens", "teacher", "mixture", "students"]
+
+
+class Attack(Settings):
+    """Attacks by renaming local variables (methods.md 7.2 to 7.4)."""
+
+    attacks: tuple[AttackName, ...] = ()  # none: nothing is attacked
+    systems: tuple[AttackedSystem, ...] = Field(("bag-of-tokens", "teacher", "mixture", "students"), min_length=1)
+    samples: int = Field(200, ge=1)  # test functions, drawn by seed; the same ones for every model
+    seed: int = 0  # of the functions and of every attack
+    budget: int = Field(2000, ge=0)  # most distinct texts that a model is asked for in one attack, original included
+    candidates: int = Field(30, ge=1)  # names tried for an identifier at a time
+    vocabulary: int = Field(5000, ge=1)  # mhm, wir-random: most frequent names of the training functions to draw from
+    iterations: int = Field(100, ge=1)  # mhm
+    mhm_rule: Literal["metropolis", "hill-climbing"] = "metropolis"  # the latter as in the references' runs
+    masked_lm: str | None = None  # alert: folder or hub name of the masked language model that proposes names
+    masked_lm_revision: str | None = None  # alert: pinned revision of a hub model
+    ranks: int = Field(60, ge=1)  # alert: predictions considered at each token
+    occurrences: int = Field(3, ge=1)  # alert: places of an identifier where predictions are made
+    context: int = Field(128, ge=16)  # alert: tokens around a place that the similarity is computed in
+    genetic: bool = True  # alert: the second stage
+    generations: int = Field(5, ge=1)  # alert, genetic: for each member of the population, 10 in all at least
+    children: int = Field(64, ge=1)  # alert, genetic: of a generation
+    crossover: float = Field(0.7, ge=0, le=1)  # alert, genetic: probability; else mutation
+    minimal: bool = False  # look for the fewest renames of each success; their queries come on top of the budget
+    bf16: bool = False  # score in bfloat16 where it is fast; figures are quoted from fp32
+
+
 class RootSettings(Settings):
     """What every config has."""
 
@@ -243,6 +272,25 @@ class MoekdSettings(RootSettings):
     student: Student = Student()
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
+    attack: Attack = Attack()
+
+    @model_validator(mode="after")
+    def _alert_needs_names(self) -> MoekdSettings:
+        if "alert" in self.attack.attacks and not self.attack.masked_lm:
+            raise ValueError(
+                'attack.attacks holds "alert", which takes names from a masked language model: '
+                "set attack.masked_lm to its folder or hub name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_is_saved(self) -> MoekdSettings:
+        if self.attack.attacks and "mixture" in self.attack.systems and self.experts.mode == "shared":
+            raise ValueError(
+                'attack.systems holds "mixture", which is saved as a model only with experts.mode = "full": '
+                'leave "mixture" out'
+            )
+        return self
 
     @model_validator(mode="after")
     def _ensemble_needs_all_scores(self) -> MoekdSettings:

@@ -32,3 +32,7 @@ class MissingExtraError(MoekdError):
     """A package of an optional extra is not installed; the message names the extra."""
 
     exit_code = 7
+
+
+class RewriteError(MoekdError):
+    """A rewrite of code would not have kept the code's meaning; a defect of ours, shown with the difference."""

@@ -59,3 +59,50 @@ class Scorer(Protocol):
     def logits(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 logits, (texts, classes), in the order of the texts."""
         ...
+
+
+#: How the attack of one sample ended. Only the first two were attacked to the end; success rates say which they count.
+Outcome = Literal["fooled", "withstood", "already wrong", "no identifiers", "not attacked"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttackResult:
+    """What one attack did to one model on one sample.
+
+    Attributes:
+        id, attack: the sample and the attack's name.
+        outcome: see `Outcome`.
+        reason: why it withstood early or was not attacked, such as "budget spent" or "does not parse"; "" otherwise.
+        label: the sample's label, 0 or 1.
+        p_original: the model's probability of the label on the original text; None if it gave no usable answer.
+        p_final: the same on the adversarial text, or the lowest that was reached.
+        queries: distinct texts that the model was asked for, the original included.
+        identifiers: names that could be renamed.
+        renames: old name -> new name of the adversarial text; empty unless fooled.
+        text: the adversarial text; None unless fooled.
+        trace: (queries so far, p of the label) each time it fell to a new low.
+        rejected: renamings that would have counted but failed the check, by reason.
+        minimal: the fewest of the renames that still fool the model; None if nobody asked for them.
+        minimal_queries: distinct texts asked to find them, beyond `queries`.
+    """
+
+    id: str
+    attack: str
+    outcome: Outcome
+    reason: str
+    label: int
+    p_original: float | None
+    p_final: float | None
+    queries: int
+    identifiers: int
+    renames: dict[str, str]
+    text: str | None
+    trace: tuple[tuple[int, float], ...]
+    rejected: dict[str, int]
+    minimal: dict[str, str] | None
+    minimal_queries: int
+
+    @property
+    def was_right(self) -> bool:
+        """Whether the model classified the original text correctly."""
+        return self.p_original is not None and self.outcome != "already wrong"

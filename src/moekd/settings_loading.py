@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from moekd.config import MoekdSettings, PretrainSettings, RootSettings, Settings
+from moekd.config import Attack, MoekdSettings, PretrainSettings, RootSettings, Settings
 from moekd.errors import SettingsError
 
 DEFAULT = "default"
@@ -71,6 +71,23 @@ def load(path: Path, overrides: Sequence[str], root: type[Root]) -> Loaded[Root]
 
     origins = {key: DEFAULT if _at(tree, key) is _ABSENT else origin(key) for key in flat(settings)}
     return Loaded(settings, origins)
+
+
+def attack_settings(options: Mapping[str, Any]) -> Attack:
+    """Return the settings of `moekd attack` from its options; those not named have their defaults.
+
+    Raises:
+        SettingsError: a value is not allowed; names its option.
+    """
+    try:
+        settings = Attack.model_validate_json(json.dumps(dict(options)), strict=True)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, lambda key: "the command line", Attack)) from error
+    if not settings.attacks:
+        raise SettingsError("no attack is named: choose of alert, mhm, wir-random")
+    if "alert" in settings.attacks and not settings.masked_lm:
+        raise SettingsError("alert takes names from a masked language model: give its folder or hub name, --masked-lm")
+    return settings
 
 
 def show(loaded: Loaded[Any]) -> list[tuple[str, Any, str]]:

@@ -2,7 +2,7 @@
 
     data -> baselines (length, bag of tokens)
          -> encoder -> teacher
-                    -> partition -> router, experts -> scores -> mixture -> students -> results
+                    -> partition -> router, experts -> scores -> mixture -> students -> attacks -> results
 
 `full` experts are an encoder each, with a router of their own; `shared` ones are heads on one encoder that is its own
 router. Every control of the paper's question is a step like any other: the same function with other inputs.
@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from moekd.config import Attack
 from moekd.errors import SettingsError
 from moekd.steps import Step, folder_of, help_with, is_finished, run_steps
 from moekd.students.shapes import shape_named
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moekd.config import MoekdSettings, PretrainSettings
+
+#: Every setting of the attacks but the list of systems: which others are attacked changes no result.
+_ATTACK_READS = tuple(f"attack.{name}" for name in Attack.model_fields if name != "systems")
 
 BASELINES = ("length", "bag-of-tokens-half-a", "bag-of-tokens")
 
@@ -141,6 +145,7 @@ def plan(settings: MoekdSettings) -> list[Step]:
             for shape in settings.student.shapes
             for system in settings.student.systems
         ]
+        reported += _attacks(settings, data, reported, seed)
     # Groups of the per-group measures: those of the CWE taxonomy or the clusters of the first seed's router.
     routers = [step for step in reported if step.variant.get("system") == "router"]
     needs = {"data": data, "partition": routers[0].needs["partition"]}
@@ -307,6 +312,40 @@ def _mixture(data: Step, partition: Step, scores: Step, seed: int, system: str, 
         needs={"data": data, "partition": partition, "scores": scores},
         variant={"system": system, "rule": rule, "seed": seed},
     )
+
+
+def _attacks(settings: MoekdSettings, data: Step, reported: Sequence[Step], seed: int) -> list[Step]:
+    """An attack step for each wanted system of this seed that can be loaded as a model; none unless asked for."""
+    wanted = settings.attack
+    if not wanted.attacks:
+        return []
+    shared = {"data": data}
+    if "alert" in wanted.attacks:
+        shared["substitutes"] = Step(
+            "substitutes", "moekd.attack.stage:propose", reads=_ATTACK_READS, needs={"data": data}
+        )
+    attacked = []
+    for step in reported:
+        kind = _attacked_kind(step)
+        if kind in wanted.systems and step.variant.get("seed", settings.run.seeds[0]) == seed:
+            variant = {"system": "mixture", **step.variant} if step.stage == "saved-mixture" else step.variant
+            attacked.append(
+                Step(
+                    "attack",
+                    "moekd.attack.stage:attack_system",
+                    reads=_ATTACK_READS,
+                    needs={**shared, "victim": step},
+                    variant=variant,
+                )
+            )
+    return attacked
+
+
+def _attacked_kind(step: Step) -> str | None:
+    """What `attack.systems` calls the model of a step; None for steps that make none."""
+    if step.stage == "baseline" and step.variant["system"] == "bag-of-tokens":
+        return "bag-of-tokens"
+    return {"teacher": "teacher", "saved-mixture": "mixture", "student": "students"}.get(step.stage)
 
 
 def _student(data: Step, tokens: Step, system: str, shape: str, seed: int, teachers: Mapping[str, Step]) -> Step:

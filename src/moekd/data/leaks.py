@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moekd.data import load_parts
 from moekd.data.text import count_lines, ngrams, tokens
+from moekd.files import read_arrays, write_arrays
 from moekd.scorer import save_scores, scores_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ TRAINING_PARTS: Mapping[str, tuple[Part, ...]] = {
     "bag-of-tokens-half-a": ("train_a",),
 }
 _STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # C, the inverse of the L2 penalty; chosen on validation data
+_SAVED = "bag-of-tokens.npz"
 _BUCKETS = 2**20  # of hashed tokens and token pairs; real data have about as many
 
 
@@ -67,6 +69,51 @@ def baseline(
     return {"functions": len(learned), "inverse_penalty": strength, "valid_auroc": auroc}
 
 
+class BagOfTokens:
+    """The bag of tokens as a model: texts in, logits out.
+
+    Attributes:
+        weights: log-odds of each feature of `token_features`, float64, (2**20,).
+        intercept: log-odds of a text without tokens.
+    """
+
+    def __init__(self, weights: np.ndarray, intercept: float) -> None:
+        self.weights = weights
+        self.intercept = intercept
+
+    @classmethod
+    def fit(cls, samples: Sequence[Sample], inverse_penalty: float) -> BagOfTokens:
+        """Fit the logistic regression that `baseline` chose: its manifest names `inverse_penalty`."""
+        model = _fitted(token_features(samples), [s.label for s in samples], inverse_penalty)
+        return cls(model.coef_[0], float(model.intercept_[0]))
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 logits, (texts, 2): zero, and the log-odds of being vulnerable."""
+        import numpy as np
+
+        log_odds = _hashed_tokens(texts) @ self.weights + self.intercept
+        return np.stack([np.zeros_like(log_odds), log_odds], axis=1).astype(np.float32)
+
+    def save(self, folder: Path) -> None:
+        """Write `bag-of-tokens.npz`; most weights are zero and are left out."""
+        import numpy as np
+
+        used = np.flatnonzero(self.weights)
+        write_arrays(
+            folder / _SAVED,
+            {"buckets": used, "weights": self.weights[used], "intercept": np.array(self.intercept)},
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> BagOfTokens:
+        import numpy as np
+
+        stored = read_arrays(folder / _SAVED)
+        weights = np.zeros(_BUCKETS)
+        weights[stored["buckets"]] = stored["weights"]
+        return cls(weights, float(stored["intercept"]))
+
+
 def length_features(samples: Sequence[Sample]) -> np.ndarray:
     """Return logarithms of lines and characters, (samples, 2)."""
     import numpy as np
@@ -76,27 +123,34 @@ def length_features(samples: Sequence[Sample]) -> np.ndarray:
 
 def token_features(samples: Sequence[Sample]) -> csr_array:
     """Return 1 + log of the counts of hashed tokens and token pairs, rows of unit length, (samples, 2**20)."""
+    return _hashed_tokens([sample.func for sample in samples])
+
+
+def _hashed_tokens(texts: Sequence[str]) -> csr_array:
     import numpy as np
     from scipy.sparse import csr_array
 
     columns, values, ends = [], [], [0]
-    for sample in samples:
-        words = tokens(sample.func)
+    for text in texts:
+        words = tokens(text)
         hashes = np.concatenate([ngrams(words, 1), ngrams(words, 2)]) % _BUCKETS
         buckets, counts = np.unique(hashes, return_counts=True)
         weights = 1 + np.log(counts)
         columns.append(buckets)
         values.append(weights / np.linalg.norm(weights))
         ends.append(ends[-1] + len(buckets))
-    shape = (len(samples), _BUCKETS)
+    shape = (len(texts), _BUCKETS)
     indices = np.concatenate(columns).astype(np.int32)
     return csr_array((np.concatenate(values), indices, np.array(ends, dtype=np.int32)), shape=shape)
 
 
 def _decide(x: Any, y: Sequence[int], x_judged: Any, strength: float) -> np.ndarray:
     """Log-odds of being vulnerable for each row of `x_judged`, float64, (judged,)."""
+    return _fitted(x, y, strength).decision_function(x_judged)
+
+
+def _fitted(x: Any, y: Sequence[int], strength: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     # newton-cg: same answer as liblinear and lbfgs, a quarter of their time at a million features.
-    model = LogisticRegression(C=strength, solver="newton-cg", max_iter=1000)
-    return model.fit(x, y).decision_function(x_judged)
+    return LogisticRegression(C=strength, solver="newton-cg", max_iter=1000).fit(x, y)

@@ -7,6 +7,7 @@ data, split, seed, system, student, part, metric, value, low, high, n; what does
     test/CWE-664                     vulnerable functions of that group (metric `recall`)
     test/known-cwe                   router: vulnerable functions with a CWE
     test/vulnerable, test/not_vulnerable   router: share of functions whose first choice is a group
+    attack/mhm                       one attack on test functions: asr (by B), asr_with_identifiers (by A), ...
     cost                             seconds, bytes, parameters, latency; no interval
 """
 
@@ -35,12 +36,13 @@ if TYPE_CHECKING:
     from moekd.config import MoekdSettings
     from moekd.evaluate import Estimate, Measures
     from moekd.partition import Groups
-    from moekd.records import Part, Sample
+    from moekd.records import AttackResult, Part, Sample
 
 SCHEMA = 1
 RESULTS_FILE = "results.json"
 TABLE_FILE = "results.md"
 PREDICTIONS_FILE = "predictions.npz"
+ATTACK_FILE = "results.jsonl"
 JUDGED: tuple[Part, ...] = ("valid", "test")
 
 #: Pairs judged on the same samples; a difference is the first minus the second. Each asks one question.
@@ -91,6 +93,19 @@ class _Judged:
         return self.manifest["facts"].get("rows", {})
 
     @property
+    def attacked(self) -> bool:
+        return self.manifest["stage"] == "attack"
+
+    def attacks(self) -> dict[str, list[AttackResult]]:
+        """Results of each attack on this system, by the attack's name."""
+        from moekd.attack import read_results
+
+        found: dict[str, list[AttackResult]] = {}
+        for one in read_results(self.folder / ATTACK_FILE):
+            found.setdefault(one.attack, []).append(one)
+        return found
+
+    @property
     def answers(self) -> bool:
         return (self.folder / PREDICTIONS_FILE).exists()
 
@@ -134,10 +149,12 @@ def results(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path) -
                 rows += _router_rows(settings, row, step, parts, partitions[step.manifest["inputs"]["partition"]])
             elif step.answers:
                 rows += _detector_rows(settings, row, step, parts, groups)
+            elif step.attacked:
+                rows += _attack_rows(settings, row, step)
             rows += [row("cost", metric, value) for metric, value in step.cost.items()]
             advance(1)
     rows += _teacher_side_cost(settings, steps)
-    comparisons = _comparisons(settings, steps, parts["test"])
+    comparisons = _comparisons(settings, steps, parts["test"]) + _attack_comparisons(settings, steps)
     found = {
         "schema": SCHEMA,
         "provenance": _provenance(settings, manifests, parts),
@@ -264,6 +281,18 @@ def _router_rows(
     return rows
 
 
+def _attack_rows(settings: MoekdSettings, row: Callable[..., dict[str, Any]], step: _Judged) -> list[dict[str, Any]]:
+    from moekd.attack import robustness
+
+    wanted = settings.evaluate
+    return [
+        row(f"attack/{name}", metric, one.value, _number(one.low), _number(one.high), one.n)
+        for name, results in step.attacks().items()
+        for metric, one in robustness(results, bootstrap=wanted.bootstrap, confidence=wanted.confidence).items()
+        if not math.isnan(one.value)
+    ]
+
+
 def _teacher_side_cost(settings: MoekdSettings, steps: Sequence[_Judged]) -> list[dict[str, Any]]:
     """Training seconds of all experts and the router together, also as a multiple of the single teacher's."""
     seconds = {(s.system, s.seed): s.cost["train_seconds"] for s in steps if "train_seconds" in s.cost}
@@ -291,6 +320,52 @@ def _comparisons(settings: MoekdSettings, steps: Sequence[_Judged], samples: Seq
                 if _same_run(first, second):
                     rows += _compared(settings, first, second, samples)
     return rows
+
+
+def _attack_comparisons(settings: MoekdSettings, steps: Sequence[_Judged]) -> list[dict[str, Any]]:
+    """Each pair of COMPARISONS that was attacked, attack by attack: ASR by B, and how much the first reduces it."""
+    attacked = [(step, step.attacks()) for step in steps if step.attacked]
+    rows = []
+    for first_name, second_name in COMPARISONS:
+        for first, of_first in attacked:
+            for second, of_second in attacked:
+                if (first.system, second.system) == (first_name, second_name) and _same_run(first, second):
+                    for name in of_first.keys() & of_second.keys():
+                        rows += _attack_compared(settings, first, second, name, (of_first[name], of_second[name]))
+    return sorted(rows, key=lambda row: row["part"])  # stable: pairs stay in their order
+
+
+def _attack_compared(
+    settings: MoekdSettings,
+    first: _Judged,
+    second: _Judged,
+    name: str,
+    results: tuple[Sequence[AttackResult], Sequence[AttackResult]],
+) -> list[dict[str, Any]]:
+    from moekd.attack import compare
+
+    wanted = settings.evaluate
+    found = compare(*results, bootstrap=wanted.bootstrap, confidence=wanted.confidence)
+    return [
+        {
+            "first": first.system,
+            "second": second.system,
+            "student": first.student,
+            "seed": first.seed,
+            "part": f"attack/{name}",
+            "metric": metric,
+            "difference": one.value,
+            "low": _number(one.low),
+            "high": _number(one.high),
+            "n": one.n,
+            # Right under attack means not fooled; McNemar's test is about the difference of the two rates.
+            "p": found.p if metric == "asr" else None,
+            "only_first_right": found.only_second_fooled if metric == "asr" else None,
+            "only_second_right": found.only_first_fooled if metric == "asr" else None,
+        }
+        for metric, one in (("asr", found.difference), ("asr_reduction", found.reduction))
+        if not math.isnan(one.value)
+    ]
 
 
 def _same_run(first: _Judged, second: _Judged) -> bool:

@@ -95,6 +95,8 @@ def _sections(table: _Numbers) -> list[str]:
         _recall_section(table),
         _router_section(table),
         _comparison_section(table),
+        _attack_section(table),
+        _attack_comparison_section(table),
         _cost_section(table),
     ]
 
@@ -157,14 +159,8 @@ def _router_section(table: _Numbers) -> str:
 
 
 def _comparison_section(table: _Numbers) -> str:
-    entries: dict[tuple[str, str, str | None], dict[str, Any]] = {
-        _pair(one): {} for one in table.results["comparisons"]
-    }
-    shown = [*table.results["comparisons"], *table.results["over_seeds"]["comparisons"]]
-    for one in shown:  # means over seeds come last and win
-        entries[_pair(one)][one["metric"]] = one
     rows = []
-    for (first, second, student), by_metric in entries.items():
+    for (first, second, student), by_metric in _compared(table, "test").items():
         cells = [f"{first} − {second}", student or ""]
         for metric in ("accuracy", "auroc"):
             one = by_metric.get(metric)
@@ -176,6 +172,57 @@ def _comparison_section(table: _Numbers) -> str:
         "functions; with several seeds, t over seeds). p is exact and not corrected for the number of comparisons."
     )
     return _section("Paired comparisons", table, head, rows, note) if rows else ""
+
+
+def _compared(table: _Numbers, part: str) -> dict[tuple[str, str, str | None], dict[str, Any]]:
+    """Comparisons on one part by pair, then by metric: means over seeds where there are several."""
+    shown = [*table.results["comparisons"], *table.results["over_seeds"]["comparisons"]]
+    entries: dict[tuple[str, str, str | None], dict[str, Any]] = {}
+    for one in shown:  # means over seeds come last and win
+        if one["part"] == part:
+            entries.setdefault(_pair(one), {})[one["metric"]] = one
+    return entries
+
+
+def _attack_section(table: _Numbers) -> str:
+    columns = (
+        "asr_with_identifiers",
+        "accuracy",
+        "accuracy_under_attack",
+        "queries",
+        "queries_fooled",
+        "renamed_share",
+    )
+    rows = [
+        [part.removeprefix("attack/"), *_named(system), table.show(system, part, "asr", interval=True)]
+        + [table.show(system, part, metric) for metric in columns]
+        for part in _attack_parts(table)
+        for system in table.having(part, "asr")
+    ]
+    head = ["attack", "system", "student", "ASR (B)", "ASR (A)", "accuracy", "under attack", "queries", "to success"]
+    note = (
+        "ASR (B) = fooled / classified correctly; ASR (A) leaves out functions without an identifier to rename. "
+        "Queries are distinct texts: mean over attacked functions, and over those that were fooled."
+    )
+    return _section("Under attack", table, [*head, "renamed"], rows, note) if rows else ""
+
+
+def _attack_comparison_section(table: _Numbers) -> str:
+    rows = []
+    for part in _attack_parts(table):
+        for (first, second, student), by_metric in _compared(table, part).items():
+            cells = [part.removeprefix("attack/"), f"{first} − {second}", student or ""]
+            for metric in ("asr", "asr_reduction"):
+                one = by_metric.get(metric)
+                cells.append(f"{one['difference']:+.3f} ({_span(one, '+.3f')})" if one else "–")
+            rows.append([*cells, _shown_p(by_metric["asr"].get("p"))])
+    head = ["attack", "first − second", "student", "ASR (B)", "relative reduction", "p (McNemar)"]
+    note = "Negative differences and positive reductions: the first is fooled less often. p is not corrected."
+    return _section("Paired comparisons under attack", table, head, rows, note) if rows else ""
+
+
+def _attack_parts(table: _Numbers) -> list[str]:
+    return list(dict.fromkeys(r["part"] for r in table.rows if r["part"].startswith("attack/")))
 
 
 def _pair(entry: Mapping[str, Any]) -> tuple[str, str, str | None]:
@@ -216,6 +263,8 @@ def _shown(metric: str, value: float) -> str:
         return f"{value:,.0f}"
     if metric.endswith("_seconds"):
         return f"{value:,.1f}"
+    if metric.startswith("queries"):
+        return f"{value:.1f}"
     if metric.endswith(("_ms", "_per_sample", "_over_teacher")):
         return f"{value:.2f}"
     return f"{value:.3f}"

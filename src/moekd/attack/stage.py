@@ -1,0 +1,174 @@
+"""Attacks as stages of a run, and on a file of functions for the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moekd import numerics
+from moekd.attack.measures import counts, robustness
+from moekd.attack.runner import Names, attack, no_substitutes
+from moekd.attack.substitutes import Substitutes, shared_file
+from moekd.attack.victims import ScorerVictim, load_victim
+from moekd.attack.vocabulary import frequent_names
+from moekd.errors import DataError
+from moekd.files import read_json, sha256_file, sha256_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from moekd.attack.victims import Victim
+    from moekd.config import Attack, MoekdSettings
+    from moekd.evaluate import Estimate
+    from moekd.records import AttackResult, Sample
+
+RESULTS = "results.jsonl"
+SUBSTITUTES = "substitutes.jsonl"
+BAG_OF_TOKENS = "bag-of-tokens"
+_EMBEDDED = 4000  # functions of the embedded data that names come from where no others are given
+
+
+def attacked_samples(samples: Sequence[Sample], settings: Attack) -> list[Sample]:
+    """Draw `settings.samples` functions by seed, in the order of `samples`; all of them if there are no more."""
+    rng = numerics.generator(settings.seed, "attacked samples")
+    drawn = rng.permutation(len(samples))[: settings.samples]
+    return [samples[index] for index in sorted(drawn.tolist())]
+
+
+def propose(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """Stage: ALERT's candidate names of the functions to attack, for all models; writes `substitutes.jsonl`.
+
+    Args:
+        inputs: `data`.
+    """
+    from moekd.data import load_parts
+
+    numerics.configure(settings.run.threads)
+    samples = attacked_samples(load_parts(inputs["data"])["test"], settings.attack)
+    substitutes = Substitutes(folder / SUBSTITUTES, settings.attack)
+    substitutes.compute(samples)
+    names = [names for sample in samples for names in substitutes(sample).values()]
+    return {"functions": len(samples), "identifiers": len(names), "names": sum(map(len, names))}
+
+
+def attack_system(
+    settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, *, system: str, **_: Any
+) -> dict[str, Any]:
+    """Stage: attack one model of the run on functions of its test part; writes `results.jsonl`.
+
+    MHM and WIR-Random draw from the names of the training parts.
+
+    Args:
+        inputs: `data`, `victim` (a folder that holds the saved model in `model/`; the bag of tokens is fitted again),
+            and `substitutes` if ALERT is asked for.
+        system: name of the model.
+    Returns:
+        Outcomes of each attack, counted.
+    """
+    from moekd.data import load_parts
+
+    numerics.configure(1)  # a core for each worker
+    wanted = settings.attack
+    parts = load_parts(inputs["data"])
+    training = [*parts["train_a"], *parts["train_b"]]
+    names = Names(
+        frequent_names((sample.func for sample in training), wanted.vocabulary),
+        Substitutes(inputs["substitutes"] / SUBSTITUTES, wanted) if "substitutes" in inputs else no_substitutes,
+    )
+    if system == BAG_OF_TOKENS:
+        victim = _bag_of_tokens(inputs["victim"], training)
+    else:
+        victim = load_victim(inputs["victim"] / "model", bf16=wanted.bf16)
+    samples = attacked_samples(parts["test"], wanted)
+    results = attack(victim, samples, wanted, names, path=folder / RESULTS, model=system, workers=settings.run.threads)
+    return {"outcomes": {name: counts(of_attack(results, name)) for name in wanted.attacks}}
+
+
+def _bag_of_tokens(folder: Path, training: Sequence[Sample]) -> Victim:
+    from moekd.data.leaks import BagOfTokens
+
+    facts = read_json(folder / "manifest.json")["facts"]
+    return ScorerVictim(BagOfTokens.fit(training, facts["inverse_penalty"]))
+
+
+def of_attack(results: Sequence[AttackResult], name: str) -> list[AttackResult]:
+    return [one for one in results if one.attack == name]
+
+
+# -------------------------------------------------------------------------------------------- command line
+
+
+def attack_file(
+    model: str, data: Path, settings: Attack, *, out: Path, names_from: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """Attack a saved model on a file of labelled functions; results go to `out` as JSON lines, as they come.
+
+    Args:
+        model: folder of a saved model, or a hub name.
+        data: functions, as `moekd.data.read_samples` reads them.
+        names_from: functions whose names MHM and WIR-Random draw from; default: the embedded data set.
+    Returns:
+        For each attack: `measures`, name -> Estimate, and `counts`.
+    Raises:
+        DataError: the file holds no usable function.
+        SettingsError: the model cannot be loaded, or `out` holds results of other work.
+    """
+    from moekd.config import Run
+    from moekd.data import read_samples
+    from moekd.data.embedded import generate
+
+    samples = attacked_samples(read_samples(data).samples, settings)
+    if not samples:
+        raise DataError(f"{data} holds no function that can be used")
+    threads = Run().threads
+    numerics.configure(1)  # a core for each worker
+    victim = load_victim(model, bf16=settings.bf16)
+    others = read_samples(names_from).samples if names_from else generate(_EMBEDDED, 0)
+    names = Names(
+        frequent_names((sample.func for sample in others), settings.vocabulary),
+        Substitutes(shared_file(out.parent, settings), settings) if "alert" in settings.attacks else no_substitutes,
+    )
+    results = attack(victim, samples, settings, names, path=out, model=_identity(model), workers=threads)
+    found: dict[str, dict[str, Any]] = {}
+    for name in settings.attacks:
+        own = of_attack(results, name)
+        found[name] = {"measures": robustness(own), "counts": counts(own)}
+    return found
+
+
+def _identity(model: str) -> str:
+    """Name of a model and, for a folder, a digest of its files: another model in its place is another model."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return f"{folder.name} {sha256_text(' '.join(sha256_file(path) for path in files))[:16]}"
+
+
+def render(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of what `attack_file` found, for people."""
+    columns = ("asr", "asr_with_identifiers", "accuracy", "accuracy_under_attack", "queries", "renamed_share")
+    lines = [
+        "| attack | ASR (B) | ASR (A) | accuracy | under attack | queries | identifiers renamed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found.items():
+        cells = [_shown(one["measures"][column], share=column != "queries") for column in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines.append("")
+    lines.append(
+        "ASR (B) = fooled / classified correctly; ASR (A) leaves out functions without an identifier to rename."
+    )
+    lines += [
+        f"{name}: {', '.join(f'{count} {outcome}' for outcome, count in one['counts'].items())}"
+        for name, one in found.items()
+    ]
+    return "\n".join(lines)
+
+
+def _shown(estimate: Estimate, *, share: bool) -> str:
+    if not estimate.n:
+        return "–"
+    if share:
+        return f"{estimate.value:.1%} ({estimate.low:.1%} – {estimate.high:.1%})"
+    return f"{estimate.value:.1f} ({estimate.low:.1f} – {estimate.high:.1f})"

@@ -1,0 +1,210 @@
+"""Identifiers of a function that a renaming may touch: local variables and parameters, by name.
+
+Only names whose every occurrence is understood count: each must lie in the scope of a declaration that the parser
+read without errors. A name that also is a type, a callee, a macro, part of a qualified name, or that occurs where the
+parser lost its way, is left alone altogether. What no reader of one function can know stays: a macro defined elsewhere
+may mention a variable by name or turn its argument into text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from moekd.rewrite.code import decoded, words_of
+from moekd.rewrite.names import KEYWORDS, LIBRARY
+
+if TYPE_CHECKING:
+    from tree_sitter import Node
+
+    from moekd.rewrite.code import Code
+
+_SCOPES = frozenset(
+    {
+        "function_definition",
+        "compound_statement",
+        "for_statement",
+        "for_range_loop",
+        "while_statement",
+        "if_statement",
+        "switch_statement",
+        "lambda_expression",
+        "catch_clause",
+        "template_declaration",
+        # What one branch of a condition declares is not certain to exist beyond it.
+        "preproc_if",
+        "preproc_ifdef",
+        "preproc_elif",
+        "preproc_elifdef",
+        "preproc_else",
+    }
+)
+_BY_FIELD = frozenset({"pointer_declarator", "array_declarator", "init_declarator", "function_declarator"})
+_BY_CHILD = frozenset(
+    {"reference_declarator", "parenthesized_declarator", "structured_binding_declarator", "attributed_declarator"}
+)
+_DECLARING = frozenset({"declaration", "parameter_declaration", "optional_parameter_declaration", "for_range_loop"})
+_FUNCTION_LIKE = frozenset({"function_declarator", "abstract_function_declarator"})
+_OPAQUE = frozenset({"ERROR", "field_declaration_list", "preproc_arg", "preproc_params", "attribute_specifier"})
+_OTHER_NAMES = frozenset({"type_identifier", "namespace_identifier"})
+# Macros whose last argument names a field: container_of(ptr, type, field), TAILQ_FOREACH(x, head, field).
+_FIELD_MACRO = re.compile(
+    r"offset_?of|container_of|entry|for_?each|(?:S?LIST|S?TAILQ|RB|SIMPLEQ|CIRCLEQ)_", re.IGNORECASE
+)
+
+#: The ancestors of a node: each with its field in its parent, and whether it opened a scope.
+_Path = list[tuple["Node", str | None, bool]]
+
+
+@dataclass(frozen=True)
+class Identifier:
+    """One name of local variables; several variables of one name are renamed together.
+
+    Attributes:
+        name: as written.
+        spans: byte offsets of its occurrences, start and end, ascending.
+    """
+
+    name: str
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass
+class _Reader:
+    """One pass over the tree in the order of the text."""
+
+    code: Code
+    scopes: list[set[str]] = field(default_factory=lambda: [set()])
+    spans: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    excluded: set[str] = field(default_factory=set)
+
+
+def identifiers(code: Code) -> tuple[Identifier, ...]:
+    """Return the names that may be renamed, in the order of their first occurrence."""
+    reader = _Reader(code)
+    _walk(reader)
+    return tuple(
+        Identifier(name, tuple(spans))
+        for name, spans in reader.spans.items()
+        if name not in reader.excluded and name not in KEYWORDS and name not in LIBRARY
+    )
+
+
+def _walk(reader: _Reader) -> None:
+    """Visit all nodes with the scopes that are open at each; leaves are handled by `_name`."""
+    cursor = reader.code.tree.walk()
+    path: list[
+        tuple[Node, str | None, bool]
+    ] = []  # ancestors: node, its field in its parent, whether it opened a scope
+    while True:
+        node = cursor.node
+        assert node is not None
+        if node.type in _OPAQUE or _is_condition(node, cursor.field_name, path):
+            reader.excluded |= words_of(reader.code.slice(node))
+            descended = False
+        else:
+            _name(reader, node, cursor.field_name, path)
+            field_name = cursor.field_name
+            descended = node.child_count > 0 and cursor.goto_first_child()
+            if descended:
+                opens = node.type in _SCOPES or _is_prototype(node, path)
+                if opens:
+                    reader.scopes.append(set())
+                path.append((node, field_name, opens))
+        while not descended and not cursor.goto_next_sibling():
+            if not path:
+                return
+            cursor.goto_parent()
+            if path.pop()[2]:
+                reader.scopes.pop()
+
+
+def _is_condition(node: Node, field_name: str | None, path: _Path) -> bool:
+    """Whether the node is the condition or the name of a preprocessor directive."""
+    return bool(path) and path[-1][0].type.startswith("preproc_") and field_name in ("condition", "name")
+
+
+def _is_prototype(node: Node, path: _Path) -> bool:
+    """Whether a parameter list declares nothing that a body could read: one of a function's type only."""
+    if node.type != "parameter_list":
+        return False
+    for parent, _, _ in reversed(path):
+        if parent.type not in _BY_FIELD | _BY_CHILD | _FUNCTION_LIKE:
+            return parent.type not in ("function_definition", "lambda_expression", "catch_clause")
+    return True
+
+
+def _name(reader: _Reader, node: Node, field_name: str | None, path: _Path) -> None:
+    if node.type in _OTHER_NAMES:
+        reader.excluded.add(decoded(reader.code.slice(node)))
+    elif node.type == "identifier":
+        name = decoded(reader.code.slice(node))
+        declared = _declared(node, field_name, path)
+        if declared == "variable" and len(reader.scopes) > 1:  # not at the top of the file
+            reader.scopes[-1].add(name)
+        elif declared is not None or not _is_variable_in_scope(reader, node, field_name, path):
+            reader.excluded.add(name)
+        reader.spans.setdefault(name, []).append((node.start_byte, node.end_byte))
+
+
+def _declared(node: Node, field_name: str | None, path: _Path) -> str | None:
+    """Say what an identifier declares here: a "variable", something "other", or nothing (None)."""
+    wrappers: list[Node] = []
+    for parent, parent_field, _ in reversed(path):
+        if parent.type in _DECLARING:
+            if field_name != "declarator":
+                return None
+            plain = _is_clean(parent, wrappers) and not _is_extern(parent)
+            return "variable" if plain and _is_variable(wrappers) else "other"
+        if parent.type == "parameter_list" and not wrappers:
+            return "variable"  # names only, as before C89
+        if parent.type not in _BY_CHILD and not (parent.type in _BY_FIELD and field_name == "declarator"):
+            return None
+        wrappers.append(parent)
+        field_name = parent_field
+    return None
+
+
+def _is_variable(wrappers: list[Node]) -> bool:
+    """Not a function, and not `NAME(x)` of a macro that reads like a declaration of x in parentheses."""
+    return not wrappers or wrappers[0].type not in ("function_declarator", "parenthesized_declarator")
+
+
+def _is_clean(declaration: Node, wrappers: list[Node]) -> bool:
+    """Whether type and declarator were understood; the initial value may hold what was not."""
+    kind = declaration.child_by_field_name("type")
+    inner = [wrapper for wrapper in wrappers if wrapper.type != "init_declarator"]
+    outer = [declaration, *(wrapper for wrapper in wrappers if wrapper.type == "init_declarator")]
+    return not (
+        (kind is not None and kind.has_error)
+        or any(wrapper.has_error for wrapper in inner)
+        or any(child.type == "ERROR" for parent in outer for child in parent.children)
+    )
+
+
+def _is_extern(declaration: Node) -> bool:
+    return any(child.type == "storage_class_specifier" and child.text == b"extern" for child in declaration.children)
+
+
+def _is_variable_in_scope(reader: _Reader, node: Node, field_name: str | None, path: _Path) -> bool:
+    """Whether a name that declares nothing here is certain to mean a local variable."""
+    name = decoded(reader.code.slice(node))
+    return any(name in scope for scope in reader.scopes) and not _has_other_role(reader.code, node, field_name, path)
+
+
+def _has_other_role(code: Code, node: Node, field_name: str | None, path: _Path) -> bool:
+    """Whether an occurrence in scope must not be taken for the variable all the same."""
+    parent = path[-1][0]
+    if parent.type == "call_expression" and field_name == "function":
+        return True
+    if parent.type in ("qualified_identifier", "template_function", "concatenated_string", "macro_type_specifier"):
+        return True
+    if parent.type == "lambda_capture_initializer" and field_name == "left":
+        return True
+    if parent.type == "argument_list" and len(path) > 1 and path[-2][0].type == "call_expression":
+        callee = path[-2][0].child_by_field_name("function")
+        arguments = parent.named_children
+        is_last = len(arguments) > 1 and arguments[-1].end_byte == node.end_byte
+        return is_last and callee is not None and bool(_FIELD_MACRO.search(decoded(code.slice(callee))))
+    return False
