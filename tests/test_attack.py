@@ -471,11 +471,3 @@ def test_frequent_names_by_hand():
     assert frequent_names(texts, 10) == ("a", "b", "c", "f", "g")
     assert frequent_names(texts, 2) == ("a", "b")
     assert frequent_names([], 10) == ()
-
-
-def test_settings_are_refused_without_a_language_model():
-    """ALERT without names would withstand everything: said before anything is trained."""
-    from micro import settings
-
-    with pytest.raises(ValueError, match=r"set attack\.masked_lm"):
-        settings(attack={"attacks": ["alert"]})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moekd.config import MoekdSettings
 from moekd.errors import SettingsError
-from moekd.settings_loading import flat, key_settings, load, load_settings, show
+from moekd.settings_loading import flat, key_settings, load_any, load_pretrain_settings, load_settings, show
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -38,13 +38,13 @@ def written(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
 def test_every_shipped_config_loads(path):
-    load_settings(path)
+    load_any(path)
 
 
 def test_values_and_where_they_came_from(config):
     """File over default, `--set` over both."""
     overrides = ("run.seeds=[1, 2]", "mixture.k=3", "data.sources.0.columns.func=code")
-    rows = {key: (value, origin) for key, value, origin in show(load(config, overrides))}
+    rows = {key: (value, origin) for key, value, origin in show(load_any(config, overrides))}
     assert rows["name"] == ("small", str(config))
     assert rows["data.sources.0.count"] == (400, str(config))
     assert rows["data.sources.0.seed"] == (0, "default")
@@ -180,3 +180,11 @@ def test_settings_of_a_key(config):
     assert "teacher.training.epochs" in teacher
     assert "teacher.training.checkpoint_seconds" not in teacher
     assert key_settings(settings, ["data"])["data.sources.0.kind"] == "embedded"
+
+
+def test_the_wrong_command_for_a_config():
+    """Each kind of config names the command it is for."""
+    with pytest.raises(SettingsError, match=r"pretrain\.toml .* is a config of `moekd pretrain`, not of `moekd run`"):
+        load_settings(CONFIGS / "pretrain.toml")
+    with pytest.raises(SettingsError, match=r"tiny\.toml .* is a config of `moekd run`, not of `moekd pretrain`"):
+        load_pretrain_settings(CONFIGS / "tiny.toml")

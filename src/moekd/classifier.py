@@ -80,6 +80,18 @@ def place_of(name: str) -> str:
     return str(Path(__file__).with_name("assets") / name) if name in ASSETS else name
 
 
+def language_model_of(name: str) -> str:
+    """Return what the loaders take for the masked language model of an encoder: its generator where it has one."""
+    place = Path(place_of(name))
+    generator = place / "language-model"
+    return str(generator) if generator.is_dir() else place_of(name)
+
+
+def masked_lm_digests(settings: MoekdSettings) -> list[str]:
+    """Return the digest of the weights of the masked language model that ALERT takes names from."""
+    return weights_digests(language_model_of(settings.attack.masked_lm), settings)
+
+
 def encoder_digests(settings: MoekdSettings | PretrainSettings) -> list[str]:
     """Return the digest of the encoder's weights where they lie on this disk."""
     return weights_digests(settings.encoder.name, settings)

@@ -423,14 +423,14 @@ def attack(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a saved model.", show_default=False)],
     data: Annotated[Path, typer.Option("--data", metavar="FILE", help="Labelled functions.", show_default=False)],
     attacks: Annotated[str, typer.Option("--attack", help="alert, mhm, wir-random; several with commas.")] = (
-        "mhm,wir-random"
+        "alert,mhm,wir-random"
     ),
     budget: Annotated[int, typer.Option(help="Most texts that the model is asked for in one attack.")] = 2000,
     samples: Annotated[int, typer.Option(help="How many functions of FILE are attacked, drawn by seed.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the draw and the attacks.")] = 0,
     masked_lm: Annotated[
-        str | None, typer.Option(metavar="NAME", help="alert: masked language model that proposes names.")
-    ] = None,
+        str, typer.Option(metavar="NAME", help="alert: masked language model that proposes names.")
+    ] = "moekd-mini",
     names_from: Annotated[
         Path | None,
         typer.Option("--names", metavar="FILE", help="Functions whose names are drawn; default: embedded ones."),

@@ -239,7 +239,7 @@ class Attack(Settings):
     vocabulary: int = Field(5000, ge=1)  # mhm, wir-random: most frequent names of the training functions to draw from
     iterations: int = Field(100, ge=1)  # mhm
     mhm_rule: Literal["metropolis", "hill-climbing"] = "metropolis"  # the latter as in the references' runs
-    masked_lm: str | None = None  # alert: folder or hub name of the masked language model that proposes names
+    masked_lm: str = "moekd-mini"  # alert: masked language model that proposes names; ours, a folder or a hub name
     masked_lm_revision: str | None = None  # alert: pinned revision of a hub model
     ranks: int = Field(60, ge=1)  # alert: predictions considered at each token
     occurrences: int = Field(3, ge=1)  # alert: places of an identifier where predictions are made
@@ -273,15 +273,6 @@ class MoekdSettings(RootSettings):
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
     attack: Attack = Attack()
-
-    @model_validator(mode="after")
-    def _alert_needs_names(self) -> MoekdSettings:
-        if "alert" in self.attack.attacks and not self.attack.masked_lm:
-            raise ValueError(
-                'attack.attacks holds "alert", which takes names from a masked language model: '
-                "set attack.masked_lm to its folder or hub name"
-            )
-        return self
 
     @model_validator(mode="after")
     def _mixture_is_saved(self) -> MoekdSettings:

@@ -58,6 +58,7 @@ def load_any(path: Path, overrides: Sequence[str] = ()) -> Loaded[Any]:
 def load(path: Path, overrides: Sequence[str], root: type[Root]) -> Loaded[Root]:
     """Return checked settings of one kind with the origin of each value; errors as in `load_settings`."""
     tree = _read(path)
+    _require_kind(path, tree, root)
     changed = [_override(tree, text) for text in overrides]
 
     def origin(key: str) -> str:
@@ -73,6 +74,14 @@ def load(path: Path, overrides: Sequence[str], root: type[Root]) -> Loaded[Root]
     return Loaded(settings, origins)
 
 
+def _require_kind(path: Path, tree: Mapping[str, Any], root: type[RootSettings]) -> None:
+    """Say at once that the command is the wrong one, instead of that every section is unknown."""
+    if root is MoekdSettings and "corpus" in tree:
+        raise SettingsError(f"{path} has a section `corpus`: it is a config of `moekd pretrain`, not of `moekd run`")
+    if root is PretrainSettings and "data" in tree and "corpus" not in tree:
+        raise SettingsError(f"{path} has a section `data`: it is a config of `moekd run`, not of `moekd pretrain`")
+
+
 def attack_settings(options: Mapping[str, Any]) -> Attack:
     """Return the settings of `moekd attack` from its options; those not named have their defaults.
 
@@ -85,8 +94,6 @@ def attack_settings(options: Mapping[str, Any]) -> Attack:
         raise SettingsError(_explain(error, lambda key: "the command line", Attack)) from error
     if not settings.attacks:
         raise SettingsError("no attack is named: choose of alert, mhm, wir-random")
-    if "alert" in settings.attacks and not settings.masked_lm:
-        raise SettingsError("alert takes names from a masked language model: give its folder or hub name, --masked-lm")
     return settings
 
 

@@ -322,7 +322,11 @@ def _attacks(settings: MoekdSettings, data: Step, reported: Sequence[Step], seed
     shared = {"data": data}
     if "alert" in wanted.attacks:
         shared["substitutes"] = Step(
-            "substitutes", "moekd.attack.stage:propose", reads=_ATTACK_READS, needs={"data": data}
+            "substitutes",
+            "moekd.attack.stage:propose",
+            reads=_ATTACK_READS,
+            needs={"data": data},
+            external="moekd.classifier:masked_lm_digests",
         )
     attacked = []
     for step in reported:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moekd import console, numerics
-from moekd.classifier import length_limit
+from moekd.classifier import language_model_of, length_limit
 from moekd.errors import DataError, SettingsError
 from moekd.files import sha256_text, write_bytes, writing
 from moekd.rewrite import Template
@@ -61,22 +61,21 @@ class Proposer:
 
     @classmethod
     def from_pretrained(cls, settings: Attack) -> Proposer:
-        """Load `settings.masked_lm`, a folder or a hub name.
+        """Load `settings.masked_lm`: one that the package ships, a folder or a hub name.
 
         Raises:
-            SettingsError: it is not set, or no masked language model with a fast tokenizer.
+            SettingsError: it is no masked language model with a fast tokenizer.
         """
+        import torch
         from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-        name, revision = settings.masked_lm, settings.masked_lm_revision
-        if not name:
-            raise SettingsError("ALERT needs a masked language model: set attack.masked_lm to its folder or hub name")
+        name, revision = language_model_of(settings.masked_lm), settings.masked_lm_revision
         try:
-            model = AutoModelForMaskedLM.from_pretrained(name, revision=revision)
+            model = AutoModelForMaskedLM.from_pretrained(name, revision=revision, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         except (OSError, ValueError) as error:
             raise SettingsError(
-                f"attack.masked_lm = {name!r} could not be loaded: {str(error).splitlines()[0]} "
+                f"attack.masked_lm = {settings.masked_lm!r} could not be loaded: {str(error).splitlines()[0]} "
                 "Give the folder of a masked language model, or a hub name reachable from here."
             ) from error
         return cls(model, tokenizer, settings)
