@@ -81,7 +81,7 @@ def test_command_as_json(model, data, tmp_path, capsys):
     ("options", "code", "message"),
     [
         (["--attack", "mmh"], 2, "did you mean `mhm`?"),
-        (["--attack", "alert"], 2, "--masked-lm"),
+        (["--attack", "alert", "--masked-lm", "nowhere"], 2, "attack.masked_lm = 'nowhere' could not be loaded"),
         (["--budget", "-1"], 2, "`budget` is -1"),
         (["--samples", "0"], 2, "`samples` is 0"),
     ],

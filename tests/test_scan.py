@@ -398,7 +398,7 @@ def test_ctrl_c_ends_the_scan_and_its_workers(project, exported, functions):
     time.sleep(2.5)
     assert scan.poll() is None, "it must still be at work for this test to tell anything"
     os.killpg(scan.pid, signal.SIGINT)
-    _, said = scan.communicate(timeout=10)
+    _, said = scan.communicate(timeout=120)
     assert scan.returncode == 130
     assert said == "moekd: interrupted; the same command continues from here\n"
     assert is_gone(scan.pid)

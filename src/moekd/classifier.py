@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from moekd.config import Encoder, MoekdSettings, PretrainSettings, RootSettings
 
+_LOCAL_WINDOW = 64  # tokens; of every second layer of a ModernBERT shape
+_GLOBAL_EVERY = 2
+
 #: Encoders that the package ships, by name: folders in assets/.
 ASSETS = ("moekd-mini", "moekd-mini-student")
 
@@ -254,6 +257,59 @@ def roberta_config(
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        problem_type="single_label_classification",
+    )
+
+
+def modernbert(**shape: Any) -> Any:
+    """A ModernBERT sequence classifier from random weights; takes what `modernbert_config` takes."""
+    from transformers import ModernBertForSequenceClassification
+
+    model = ModernBertForSequenceClassification(modernbert_config(**shape))
+    model.set_attn_implementation(numerics.attention())
+    return model
+
+
+def modernbert_config(
+    *,
+    tokenizer: Any,
+    max_length: int,
+    layers: int,
+    hidden: int,
+    heads: int,
+    intermediate: int,
+    dropout: float,
+    labels: Sequence[str] = LABELS,
+) -> Any:
+    """A `transformers.ModernBertConfig`: rotary positions, pre-norm, gated feed-forward layers.
+
+    Every second layer attends to a window only. The classifier reads the mean of all tokens.
+    Source: Warner et al. 2024, arXiv:2412.13663.
+    """
+    from transformers import ModernBertConfig
+
+    names = dict(enumerate(labels))
+    return ModernBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=max_length,
+        local_attention=_LOCAL_WINDOW,
+        global_attn_every_n_layers=_GLOBAL_EVERY,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        cls_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        sep_token_id=tokenizer.eos_token_id,
+        attention_dropout=0.0,
+        embedding_dropout=dropout,
+        mlp_dropout=dropout,
+        classifier_dropout=dropout,
+        classifier_pooling="mean",
         id2label=names,
         label2id={name: index for index, name in names.items()},
         problem_type="single_label_classification",

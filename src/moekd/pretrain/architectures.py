@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moekd import numerics
-from moekd.classifier import loading, roberta_config, start_positions_as_sinusoids
+from moekd.classifier import loading, modernbert_config, roberta_config, start_positions_as_sinusoids
 from moekd.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from moekd.config import Encoder, PretrainSettings
-
-_LOCAL_WINDOW = 64  # tokens that every second layer attends to; the others attend to all
-_GLOBAL_EVERY = 2
 
 
 def new_model(
@@ -41,7 +38,7 @@ def new_model(
         labels: names of the classes, for models that classify tokens.
     """
     encoder = settings.encoder
-    make = _modernbert_config if settings.pretrain.architecture == "modernbert" else _roberta_config
+    make = modernbert_config if settings.pretrain.architecture == "modernbert" else roberta_config
     config = make(
         tokenizer=tokenizer,
         max_length=encoder.max_length,
@@ -102,33 +99,3 @@ def masked_token_logits(model: Any, inputs: dict[str, Tensor], chosen: Tensor) -
     if model.config.model_type == "modernbert":
         return model.decoder(model.head(hidden))
     return model.lm_head(hidden)
-
-
-def _roberta_config(**shape: Any) -> Any:
-    return roberta_config(**shape)
-
-
-def _modernbert_config(
-    *, tokenizer: Any, max_length: int, layers: int, hidden: int, heads: int, intermediate: int, dropout: float
-) -> Any:
-    from transformers import ModernBertConfig
-
-    return ModernBertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=intermediate,
-        max_position_embeddings=max_length,
-        local_attention=_LOCAL_WINDOW,
-        global_attn_every_n_layers=_GLOBAL_EVERY,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        cls_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        sep_token_id=tokenizer.eos_token_id,
-        attention_dropout=0.0,
-        embedding_dropout=dropout,
-        mlp_dropout=dropout,
-        classifier_pooling="mean",  # no objective here teaches the first token to stand for the text
-    )
