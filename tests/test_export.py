@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from moekd import cli
-from moekd.classifier import Classifier
+from moekd.classifier import Classifier, modernbert
 from moekd.errors import DataError, SettingsError
 from moekd.export import calibrate, compare, export, thresholds
 from moekd.records import Sample
@@ -41,6 +42,19 @@ def test_exported_files_answer_as_the_student_does(student, exported, functions)
     expected = Classifier.from_pretrained(student).logits(texts)
     np.testing.assert_allclose(ScanModel.load(exported).logits(texts), expected, atol=1e-4)
     assert np.ptp(expected[:, 1] - expected[:, 0]) > 1, "scores that hardly differ would prove nothing"
+
+
+def test_a_rotary_student_is_exported(tokenizer, labelled, functions, tmp_path):
+    """Rotary positions and pre-norm are traced for every length, not for the one of the traced text."""
+    torch.manual_seed(0)
+    model = modernbert(tokenizer=tokenizer, max_length=64, layers=2, hidden=32, heads=2, intermediate=32, dropout=0.0)
+    for weight in model.parameters():
+        weight.data.mul_(3)
+    Classifier(model.eval(), tokenizer, 64).save_pretrained(tmp_path / "student")
+    export(tmp_path / "student", tmp_path / "out", data=labelled)
+    texts = [sample.func[:length] for sample in functions[:10] for length in (10, 60, 1000)]
+    expected = Classifier.from_pretrained(tmp_path / "student").logits(texts)
+    np.testing.assert_allclose(ScanModel.load(tmp_path / "out").logits(texts), expected, atol=1e-4)
 
 
 def test_margins_in_batches_equal_margins_one_by_one(exported, functions):

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from moekd.config import Encoder, MoekdSettings, PretrainSettings, RootSettings
 
-_LOCAL_WINDOW = 64  # tokens; of every second layer of a ModernBERT shape
-_GLOBAL_EVERY = 2
-
 #: Encoders that the package ships, by name: folders in assets/.
 ASSETS = ("moekd-mini", "moekd-mini-student")
 
@@ -281,11 +278,13 @@ def modernbert_config(
     heads: int,
     intermediate: int,
     dropout: float,
+    local_window: int = 0,
     labels: Sequence[str] = LABELS,
 ) -> Any:
     """A `transformers.ModernBertConfig`: rotary positions, pre-norm, gated feed-forward layers.
 
-    Every second layer attends to a window only. The classifier reads the mean of all tokens.
+    The classifier reads the mean of all tokens. `local_window`: tokens that every second layer attends to; 0: all
+    layers attend to all tokens.
     Source: Warner et al. 2024, arXiv:2412.13663.
     """
     from transformers import ModernBertConfig
@@ -298,8 +297,8 @@ def modernbert_config(
         num_attention_heads=heads,
         intermediate_size=intermediate,
         max_position_embeddings=max_length,
-        local_attention=_LOCAL_WINDOW,
-        global_attn_every_n_layers=_GLOBAL_EVERY,
+        local_attention=local_window or max_length,
+        global_attn_every_n_layers=2 if local_window else 1,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         cls_token_id=tokenizer.bos_token_id,

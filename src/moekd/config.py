@@ -149,6 +149,9 @@ class Pretrain(Settings):
     """Objective and budget of pre-training."""
 
     architecture: Literal["roberta", "modernbert"] = "modernbert"  # of a new encoder: pretrain/architectures.py
+    # modernbert: tokens around its own that every second layer attends to; 0: every layer attends to all, as the
+    # export to ONNX by tracing wants it.
+    local_window: int = Field(64, ge=0)
     # Masked language model, or detection of tokens that a small masked language model replaced.
     objective: Literal["masked-tokens", "replaced-tokens"] = "masked-tokens"
     mask_share: float = Field(0.15, gt=0, lt=1)  # of all tokens

@@ -6,6 +6,7 @@ in 700 (docs/experiments.md): relative positions need not be learned first, and 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moekd import numerics
@@ -38,7 +39,12 @@ def new_model(
         labels: names of the classes, for models that classify tokens.
     """
     encoder = settings.encoder
-    make = modernbert_config if settings.pretrain.architecture == "modernbert" else roberta_config
+    pretrain = settings.pretrain
+    make = (
+        partial(modernbert_config, local_window=pretrain.local_window)
+        if pretrain.architecture == "modernbert"
+        else roberta_config
+    )
     config = make(
         tokenizer=tokenizer,
         max_length=encoder.max_length,
@@ -46,7 +52,7 @@ def new_model(
         hidden=hidden,
         heads=heads,
         intermediate=encoder.intermediate * hidden // encoder.hidden,
-        dropout=settings.pretrain.training.dropout,
+        dropout=pretrain.training.dropout,
     )
     if labels is not None:
         config.id2label = dict(enumerate(labels))
