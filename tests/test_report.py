@@ -366,3 +366,20 @@ def test_the_published_tables_are_made_from_the_published_files():
     names = ("embedded", "bigvul-small", "bigvul", "combined")
     made = render_results_doc([docs / "results" / f"{name}.json" for name in names])
     assert made == (docs / "results.md").read_text(encoding="utf-8")
+
+
+def test_pretraining_runs_have_a_section(tmp_path):
+    """A manifest of a `pretrain` step becomes one row, with its commit; what it did not measure is a dash."""
+    held_out = {"masked_loss_nats": 2.5, "masked_accuracy_model": 0.512}
+    held_out |= {f"masked_accuracy_{name}": 0.25 for name in ("unigram", "trigram", "both_neighbours")}
+    manifest = {
+        "stage": "pretrain",
+        "commit": "0123456789abcdef",
+        "settings": {"encoder.layers": 4, "encoder.hidden": 256, "pretrain.objective": "masked-tokens"},
+        "facts": {"history": {"tokens": 20_480_000}, "tokens_per_second": 8123.4, "held_out": held_out},
+    }
+    (tmp_path / "mini.json").write_text(json.dumps(manifest))
+    row = render_results_doc([tmp_path / "mini.json"]).splitlines()[-1]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:5] == ["mini", "roberta, 4 x 256", "masked-tokens", "20.5 M", "8,123"]
+    assert cells[5:] == ["2.500", "0.512", "0.250", "0.250", "0.250", "–", "0123456789ab"]

@@ -40,6 +40,7 @@ def configure(threads: int) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading and saving weights: files of a few megabytes
+    logging.set_verbosity_error()  # a head that starts at random is what is wanted, and no news
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written

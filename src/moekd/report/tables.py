@@ -39,14 +39,47 @@ def render_markdown(results: Mapping[str, Any]) -> str:
 
 
 def render_results_doc(paths: Sequence[Path]) -> str:
-    """Return `docs/results.md` from several `results.json`, a section each, in the given order."""
+    """Return `docs/results.md`: a section for each `results.json`, in the given order, then the pre-training runs.
+
+    Args:
+        paths: `results.json` of runs, and manifests of finished `pretrain` steps.
+    """
     header = (
         "# Results\n\n"
         "Generated from `results.json` files by `moekd.report.render_results_doc`; do not edit by hand.\n"
         "The line above each table names the commit, the training seeds and the data behind its numbers.\n"
     )
-    sections = [render_markdown(read_json(path)).replace("\n#", "\n##") for path in paths]
+    found = [(path.stem, read_json(path)) for path in paths]
+    sections = [render_markdown(one).replace("\n#", "\n##") for _, one in found if "rows" in one]
+    pretrained = [(name, one) for name, one in found if one.get("stage") == "pretrain"]
+    if pretrained:
+        sections.append(_pretraining_section(pretrained))
     return "\n".join([header, *(f"#{section}" for section in sections)])
+
+
+def _pretraining_section(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """One row for each pre-training run, from its manifest."""
+    head = ["run", "shape", "objective", "tokens", "tokens/s", "loss, nats", "accuracy", "unigram", "trigram"]
+    head += ["both neighbours", "detection AUROC", "commit"]
+    rows = []
+    for name, manifest in runs:
+        settings, facts = manifest["settings"], manifest["facts"]
+        held_out = facts["held_out"]
+        measures = ["masked_loss_nats"] + [
+            f"masked_accuracy_{model}" for model in ("model", "unigram", "trigram", "both_neighbours")
+        ]
+        shape = f"{settings['encoder.layers']} x {settings['encoder.hidden']}"
+        cells = [name, f"{settings.get('pretrain.architecture', 'roberta')}, {shape}", settings["pretrain.objective"]]
+        cells += [f"{facts['history']['tokens'] / 1e6:.1f} M", f"{facts['tokens_per_second']:,.0f}"]
+        cells += [f"{held_out[measure]:.3f}" for measure in measures]
+        cells += [f"{held_out['detection_auroc']:.3f}" if "detection_auroc" in held_out else "–"]
+        rows.append([*cells, (manifest["commit"] or "unknown")[:12]])
+    note = (
+        "Measured on masked tokens of held-out files; the n-gram models guess the most frequent token after two others "
+        "(trigram) or between its neighbours. Loss curves are in the result files. Tokens a second were taken beside "
+        "other work."
+    )
+    return f"# Pre-training\n\n{note}\n\n{_table(head, rows)}"
 
 
 class _Numbers:
