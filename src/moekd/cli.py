@@ -36,7 +36,12 @@ _TRAIN_PACKAGES = (
     "torch",
     "transformers",
 )
-_EXTRA_OF = dict.fromkeys(_TRAIN_PACKAGES, "train") | {"datasets": "hub", "pygls": "lsp", "lsprotocol": "lsp"}
+_SEARCH_PACKAGES = ("joblib", "matplotlib", "pymoo", "z3")
+_EXTRA_OF = (
+    dict.fromkeys(_TRAIN_PACKAGES, "train")
+    | dict.fromkeys(_SEARCH_PACKAGES, "search")
+    | {"datasets": "hub", "pygls": "lsp", "lsprotocol": "lsp"}
+)
 
 app = typer.Typer(
     no_args_is_help=True,
