@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +60,13 @@ def test_reference_flops_as_published():
     assert reference_flops(12, 96, 64, 1000, 8, 514) == 2_253_176_568
     assert reference_flops(12, 768, 3072, 50_265, 12, 514) == pytest.approx(138.406e9, rel=1e-5)
     assert cost_of(SHAPES["avatar-3mb"], length=351).reference_flops == pytest.approx(0.667e9, rel=1e-3)
+
+
+def test_the_formulas_length():
+    """Compressor counts its 514 positions; AVATAR its maximal length, also where that makes 514 positions."""
+    assert SHAPES["compressor-3mb"].formula_length == 514
+    assert SHAPES["avatar-3mb"].formula_length == 351
+    assert replace(SHAPES["avatar-3mb"], max_length=512, positions=514).formula_length == 512
 
 
 def test_matrix_work_by_hand():

@@ -7,10 +7,13 @@ import json
 import numpy as np
 import pytest
 
+from moekd import cli
 from moekd.errors import DataError, SettingsError
 from moekd.students.age_moea import exponent, extremes, intercepts, survival_scores
+from moekd.students.cost import cost_of
 from moekd.students.ledger import Evaluated, evaluate_all, read_ledger
-from moekd.students.pareto import hypervolume, not_dominated, pareto_front
+from moekd.students.pareto import Limit, Point, hypervolume, not_dominated, pareto_front
+from moekd.students.search import RECIPES, parse_bytes, pick, search
 from moekd.students.space import Configuration, avatar_space, moekd_space, shipped_bytes
 from moekd.students.surrogate import features, fit_surrogate, spread
 
@@ -175,7 +178,13 @@ OBJECTIVES = {
 def test_the_front_of_size_and_error(space, method):
     """Accuracy rises with size, so the front spans the budget; its best comes close to the best of 1000."""
     front = pareto_front(
-        space, OBJECTIVES, method=method, seed=0, limits={"megabytes": 1.0}, population=30, generations=30
+        space,
+        OBJECTIVES,
+        method=method,
+        seed=0,
+        limits={"megabytes": Limit(OBJECTIVES["megabytes"], 1.0)},
+        population=30,
+        generations=30,
     )
     table = np.array([list(point.values.values()) for point in front])
     assert not_dominated(table).all()
@@ -189,14 +198,28 @@ def test_the_front_of_size_and_error(space, method):
     )
     assert table[:, 1].min() < best + 0.01
     again = pareto_front(
-        space, OBJECTIVES, method=method, seed=0, limits={"megabytes": 1.0}, population=30, generations=30
+        space,
+        OBJECTIVES,
+        method=method,
+        seed=0,
+        limits={"megabytes": Limit(OBJECTIVES["megabytes"], 1.0)},
+        population=30,
+        generations=30,
     )
     assert again == front
 
 
 def test_limits_that_nothing_meets(space):
     with pytest.raises(SettingsError, match=r"found nothing with megabytes <= 0.01 in 2 generations"):
-        pareto_front(space, OBJECTIVES, method="nsga2", seed=0, limits={"megabytes": 0.01}, population=8, generations=2)
+        pareto_front(
+            space,
+            OBJECTIVES,
+            method="nsga2",
+            seed=0,
+            limits={"megabytes": Limit(OBJECTIVES["megabytes"], 0.01)},
+            population=8,
+            generations=2,
+        )
 
 
 def test_children_have_genes_of_both_parents(space):
@@ -260,3 +283,113 @@ def test_ends_survive_and_crowds_do_not():
     assert scores[[0, 3]].tolist() == [np.inf, np.inf]
     # From (1/2, 1/2) to either end: 1 + 1. From (1/8, 7/8) to the end and to the middle: 1/4 + 3/4.
     assert scores[[1, 2, 4]] == pytest.approx([2, 1, 1 / 2])
+
+
+# ---------------------------------------------------------------------------------------------- the searches
+
+
+def flipping(one: Configuration) -> dict[str, float]:
+    return measured(one) | {"flips": 0.3 - 0.01 * one.layers}
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory):
+    """40 evaluated candidates of AVATAR's space."""
+    space = avatar_space(3_000_000)
+    chosen = spread(space, 40, lambda one: one.reference_bytes() <= 3_000_000, np.random.default_rng(0))
+    path = tmp_path_factory.mktemp("ledger") / "points.jsonl"
+    evaluate_all(chosen, flipping, path, about=ABOUT)
+    return path
+
+
+def test_avatar_stays_within_the_size_and_picks_by_accuracy(ledger):
+    found = search("avatar", 3_000_000, read_ledger(ledger), seed=0)
+    assert list(found.reference) == ["megabytes_off", "gflops", "error"]
+    assert all(point.configuration.reference_bytes() <= 3_000_000 for point in found.front)
+    assert found.picked.values["error"] == min(point.values["error"] for point in found.front)
+    assert 0 < found.hypervolume < 1
+
+
+def test_morph_has_four_objectives_and_picks_by_size(ledger):
+    found = search("morph", 3_000_000, read_ledger(ledger), seed=0)
+    assert list(found.reference) == ["megabytes", "gflops", "error", "flips"]
+    off = [abs(point.values["megabytes"] - 3) for point in found.front]
+    assert abs(found.picked.values["megabytes"] - 3) == min(off)
+
+
+def test_ours_counts_what_ships_in_int8(ledger):
+    found = search("moekd", 1_000_000, read_ledger(ledger), seed=0)
+    assert max(point.values["megabytes"] for point in found.front) <= 1
+    one = found.picked.configuration
+    assert found.picked.values["megabytes"] == shipped_bytes(one) / 1e6
+    assert found.picked.values["gflops"] == cost_of(one.shape(), length=one.max_length).matrix_flops / 1e9
+
+
+def test_ties_in_accuracy_are_picked_by_work():
+    """methods.md 2.9: largest predicted accuracy within the size, ties by FLOPs; the size is checked again."""
+    small, large = (
+        Configuration(vocabulary=v, layers=1, hidden=16, heads=1, intermediate=32, max_length=256) for v in (1000, 9000)
+    )
+    front = [
+        Point(small, {"error": 0.3, "gflops": 2.0}),
+        Point(small, {"error": 0.3, "gflops": 1.0}),
+        Point(large, {"error": 0.1, "gflops": 1.0}),
+    ]
+    assert pick(RECIPES["avatar"], front, small.reference_bytes()) is front[1]
+    assert pick(RECIPES["avatar"], front, large.reference_bytes()) is front[2]
+    assert pick(RECIPES["morph"], front, large.reference_bytes() - 1) is front[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("3MB", 3_000_000), ("1.6 mb", 1_600_000), ("500kB", 500_000), ("2000", 2000)]
+)
+def test_sizes_are_decimal(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-3MB", "3GiB", "0MB", "1e6", "nan"])
+def test_what_is_no_size(text):
+    with pytest.raises(SettingsError, match="--budget wants a size such as 3MB"):
+        parse_bytes(text)
+
+
+# --------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_returns_the_published_three_megabytes(capsys, tmp_path):
+    """Without data or training, and with its costs."""
+    assert cli.main(["search", "compressor", "--budget", "3MB", "--json", "--out", str(tmp_path)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    wanted = {"heads": 8, "hidden": 96, "intermediate": 64, "layers": 12, "vocabulary": 1000}
+    assert {name: result["architecture"][name] for name in wanted} == wanted
+    assert result["cost"]["parameters"] == 756_098
+    assert result == json.loads((tmp_path / "search.json").read_text())
+
+
+def test_the_command_for_people(capsys, ledger):
+    assert cli.main(["search", "compressor", "--budget", "2MB"]) == 0
+    assert "505,666 parameters, 2,022,664 bytes, 2,048,584 by the reference's formula" in capsys.readouterr().out
+    assert cli.main(["search", "avatar", "--points", str(ledger)]) == 0
+    assert "surrogate of accuracy: error 0.0" in capsys.readouterr().out
+
+
+def test_the_command_draws_the_front(capsys, ledger, tmp_path):
+    assert cli.main(["search", "morph", "--points", str(ledger), "--json", "--out", str(tmp_path)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["surrogates"]["flips"]["points"] == 40
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["avatar"], "accuracy has 0 evaluated candidates and needs 10"),
+        (["moekd", "--budget", "20kB"], "size constraint (all shipped files in int8, estimated <= 20,000 bytes)"),
+        (["avatar", "--budget", "20kB"], "size constraint (4 x parameters by its formula <= 20,000 bytes)"),
+        (["compressor", "--budget", "20kB"], "Ask for --budget 108296"),
+        (["compressor", "--budget", "small"], "--budget wants a size"),
+    ],
+)
+def test_what_the_command_refuses(capsys, arguments, said):
+    assert cli.main(["search", *arguments]) == 2
+    assert said in capsys.readouterr().err

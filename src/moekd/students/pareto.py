@@ -20,6 +20,14 @@ Method: TypeAlias = Literal["nsga2", "age-moea"]
 
 
 @dataclass(frozen=True)
+class Limit:
+    """`of(configurations) <= largest`."""
+
+    of: Objective
+    largest: float
+
+
+@dataclass(frozen=True)
 class Point:
     """A configuration and the value of each objective, smaller is better."""
 
@@ -33,7 +41,7 @@ def pareto_front(
     *,
     method: Method,
     seed: int,
-    limits: Mapping[str, float] | None = None,
+    limits: Mapping[str, Limit] | None = None,
     population: int = 50,
     generations: int = 100,
 ) -> list[Point]:
@@ -45,7 +53,7 @@ def pareto_front(
             polynomial mutation (1 / axes, eta 30), as in MORPH's code. Whole numbers are rounded before they are
             judged, hidden widths repaired.
         seed: of everything random; equal seeds give equal fronts.
-        limits: objective -> largest value allowed.
+        limits: name -> what must not exceed which value; need not be objectives.
     Returns:
         Distinct points, by the first objective.
     Raises:
@@ -59,7 +67,7 @@ def pareto_front(
     algorithm = _algorithm(space, method, population, seed)
     found = minimize(problem, algorithm, ("n_gen", generations), seed=seed)
     if found.X is None:
-        stated = ", ".join(f"{name} <= {limit:g}" for name, limit in limits.items())
+        stated = ", ".join(f"{name} <= {limit.largest:g}" for name, limit in limits.items())
         raise SettingsError(
             f"the search of the space {space.name} found nothing with {stated} in {generations} generations; "
             "ask for a larger --budget"
@@ -102,7 +110,7 @@ def hypervolume(values: np.ndarray, reference: Sequence[float]) -> float:
     return float(HV(ref_point=np.ones(len(worst)))(values / worst))
 
 
-def _problem(space: Space, objectives: Mapping[str, Objective], limits: Mapping[str, float]) -> Any:
+def _problem(space: Space, objectives: Mapping[str, Objective], limits: Mapping[str, Limit]) -> Any:
     from pymoo.core.problem import Problem
 
     class Architectures(Problem):
@@ -114,10 +122,9 @@ def _problem(space: Space, objectives: Mapping[str, Objective], limits: Mapping[
 
         def _evaluate(self, x: np.ndarray, out: dict[str, Any], *args: Any, **kwargs: Any) -> None:
             configurations = [space.configuration(row) for row in x]
-            values = {name: objective(configurations) for name, objective in objectives.items()}
-            out["F"] = np.column_stack(list(values.values()))
+            out["F"] = np.column_stack([objective(configurations) for objective in objectives.values()])
             if limits:
-                out["G"] = np.column_stack([values[name] - limit for name, limit in limits.items()])
+                out["G"] = np.column_stack([one.of(configurations) - one.largest for one in limits.values()])
 
     return Architectures()
 

@@ -48,7 +48,7 @@ class Shape:
     @property
     def formula_length(self) -> int:
         """The formula's s: Compressor counts its 514 positions, AVATAR its maximal length."""
-        return self.positions if self.positions == 514 else self.max_length
+        return self.max_length if self.positions == self.max_length + 2 else self.positions
 
 
 def _compressor(hidden: int, intermediate: int) -> Shape:

@@ -58,6 +58,12 @@ class Configuration:
         tables = self.layers * (2 * shape.positions - 1) * (self.hidden // self.heads)
         return shape.parameters() + (0 if self.position == "absolute" else tables)
 
+    def reference_bytes(self) -> int:
+        """Weights by the references' formula, which knows neither relative positions nor the tokenizer."""
+        return 4 * int(
+            reference_parameters(self.layers, self.hidden, self.intermediate, self.vocabulary, self.max_length)
+        )
+
 
 @dataclass(frozen=True)
 class Space:
