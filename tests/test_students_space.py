@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,13 @@ def test_repair_moves_hidden_to_the_nearest_width():
     row[0, names.index("layers")] = -3
     found = space.configuration(space.repaired(row)[0])
     assert (found.hidden, found.heads, found.layers) == (36, 12, 1)
+
+
+def test_a_narrow_space_lowers_the_heads():
+    """Of one width, 16, only 1, 2, 4 and 8 heads are left of 1 to 12."""
+    space = replace(avatar_space(3_000_000), axes=avatar_space(3_000_000).axes | {"hidden": (16,)})
+    found = [space.configuration(row) for row in space.at_random(100, np.random.default_rng(0))]
+    assert {one.heads for one in found} == {1, 2, 4, 8}
 
 
 def test_an_empty_set_names_the_constraint_and_the_nearest_budget():

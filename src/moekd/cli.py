@@ -491,8 +491,13 @@ def search(
     budget: Annotated[str, typer.Option(metavar="SIZE", help="Of the student, such as 1.6MB.")] = "3MB",
     points: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Evaluated candidates, JSON lines; all but compressor need them."),
+        typer.Option(metavar="FILE", help="Evaluated candidates, JSON lines; all but compressor need some."),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG", help="Or: train the candidates that `search.points` of this config asks for."),
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Also write the result and a picture of the front here.")
@@ -517,6 +522,10 @@ def search(
     else:
         from moekd.students.ledger import read_ledger
 
+        if config is not None:
+            from moekd import stages
+
+            points = stages.candidates(_settings(config, overrides), kind, budget_bytes)
         evaluated = [] if points is None else read_ledger(points)
         found = searches.search(kind, budget_bytes, evaluated, seed=seed)
         result = searches.as_json(kind, budget_bytes, found, seed=seed)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -140,7 +140,7 @@ def search(kind: Kind, budget_bytes: int, evaluated: Sequence[Evaluated], *, see
     """
     started = time.perf_counter()
     recipe = RECIPES[kind]
-    space = recipe.space(budget_bytes)
+    space = _known_kinds(recipe.space(budget_bytes), evaluated)
     surrogates = {
         measure: fit_surrogate(space, evaluated, measure, model=recipe.model, seed=seed) for measure in recipe.measures
     }
@@ -159,6 +159,16 @@ def search(kind: Kind, budget_bytes: int, evaluated: Sequence[Evaluated], *, see
         ),
         seconds=time.perf_counter() - started,
     )
+
+
+def _known_kinds(space: Space, evaluated: Sequence[Evaluated]) -> Space:
+    """The space without kinds that no candidate has: surrogates know nothing of them."""
+    seen = {name: {getattr(one.configuration, name) for one in evaluated} for name in space.kinds}
+    axes = {
+        name: tuple(value for value in values if value in seen[name]) or values if name in seen else values
+        for name, values in space.axes.items()
+    }
+    return replace(space, axes=axes)
 
 
 def pick(recipe: Recipe, front: Sequence[Point], budget_bytes: int) -> Point:

@@ -6,8 +6,9 @@ everything else. Compressor's space is in `compressor.py`: its five numbers are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from moekd.errors import SettingsError
 from moekd.students.cost import cost_of, reference_parameters
@@ -76,26 +77,47 @@ class Space:
     """
 
     name: SpaceName
-    axes: Mapping[str, Sequence[int] | Sequence[float] | Sequence[str]]
+    axes: dict[str, Sequence[Any]]
     kinds: frozenset[str] = frozenset()
+
+    def only(self, **values: str) -> Space:
+        """The same space with one value left of some axes; axes that it does not have are passed over."""
+        return replace(self, axes=self.axes | {name: (value,) for name, value in values.items() if name in self.axes})
 
     def configuration(self, row: np.ndarray) -> Configuration:
         """The configuration at positions `row`, int, (axes,)."""
         values = {name: values[int(place)] for (name, values), place in zip(self.axes.items(), row, strict=True)}
-        return Configuration(**values)  # type: ignore[arg-type]
+        return Configuration(**values)
 
     def repaired(self, rows: np.ndarray) -> np.ndarray:
-        """Positions, (points, axes), rounded and clipped; hidden moved to the nearest width that heads divide."""
+        """Positions, (points, axes), rounded and clipped; hidden moved to the nearest width that heads divide.
+
+        Where a number of heads divides no width of a narrow space, the next smaller one that does takes its place.
+        """
         import numpy as np
 
         rows = np.clip(np.rint(rows).astype(np.int64), 0, [len(values) - 1 for values in self.axes.values()])
         names = list(self.axes)
         hidden, heads = names.index("hidden"), names.index("heads")
-        widths, counts = np.array(self.axes["hidden"]), np.array(self.axes["heads"])
-        for row in rows:
-            allowed = np.flatnonzero(widths % counts[row[heads]] == 0)
-            row[hidden] = allowed[np.abs(widths[allowed] - widths[row[hidden]]).argmin()]
+        rows[:, [heads, hidden]] = self._fitting[rows[:, heads], rows[:, hidden]]
         return rows
+
+    @cached_property
+    def _fitting(self) -> np.ndarray:
+        """For positions of heads and hidden, those that fit each other; int64, (heads, hidden, 2)."""
+        import numpy as np
+
+        widths = np.array(self.axes["hidden"])
+        table = np.zeros((len(self.axes["heads"]), len(widths), 2), dtype=np.int64)
+        fits = np.arange(len(widths))  # before the first: a single head divides every width
+        place = 0
+        for index, heads in enumerate(self.axes["heads"]):
+            divided = np.flatnonzero(widths % heads == 0)
+            if len(divided):
+                fits, place = divided, index
+            nearest = np.abs(widths[fits][None] - widths[:, None]).argmin(axis=1)
+            table[index, :, 0], table[index, :, 1] = place, fits[nearest]
+        return table
 
     def at_random(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """`count` rows of positions that obey the constraints, int64, (count, axes)."""
@@ -166,9 +188,7 @@ def avatar_space(budget_bytes: int) -> Space:
     Source: methods.md 2.2. Dropout stops at 0.5, where the reference's code may draw 0.6.
     """
     box = prune(_AVATAR_GRID, budget_bytes)
-    whole: dict[str, Sequence[int] | Sequence[float] | Sequence[str]] = {
-        name: range(low, high + 1) for name, (low, high) in box.items()
-    }
+    whole: dict[str, Sequence[Any]] = {name: range(low, high + 1) for name, (low, high) in box.items()}
     return Space(
         name="avatar",
         axes={
@@ -202,7 +222,7 @@ def moekd_space(budget_bytes: int) -> Space:
             "max_length": (256, 384, 512),
         },
     )
-    smallest = shipped_bytes(Configuration(**{name: values[0] for name, values in space.axes.items()}))  # type: ignore[arg-type]
+    smallest = shipped_bytes(Configuration(**{name: values[0] for name, values in space.axes.items()}))
     if smallest > budget_bytes:
         raise _nothing_fits("our", budget_bytes, smallest, "all shipped files in int8, estimated")
     return space
