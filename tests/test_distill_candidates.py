@@ -11,7 +11,8 @@ from moekd.config import MoekdSettings
 from moekd.data import load_parts
 from moekd.data.embedded import generate
 from moekd.distill import candidates
-from moekd.errors import SettingsError
+from moekd.distill.targets import teacher_logits
+from moekd.errors import DataError, SettingsError
 from moekd.rewrite import Template, fault_of_renaming
 from moekd.scorer import save_scores, scores_of
 from moekd.stages import data_step
@@ -45,6 +46,15 @@ def test_candidates_are_trained_once_and_measured(given, tmp_path, monkeypatch):
     monkeypatch.setattr(candidates, "fit", None)
     candidates.train_candidates(chosen, inputs, tmp_path, **arguments)
     assert read_ledger(tmp_path / "points.jsonl") == found
+
+
+def test_a_teacher_of_other_classes_is_refused(given, tmp_path):
+    """Three classes against two: a clear error before any training, not a shape error in the first step."""
+    samples = load_parts(given[1]["data"])["train_b"]
+    save_scores(tmp_path / "targets.npz", scores_of(samples, np.zeros((len(samples), 3))))
+    with pytest.raises(DataError, match=r"targets\.npz tells 3 classes apart, its student 2 \(not_vulnerable"):
+        teacher_logits(tmp_path, samples)
+    assert teacher_logits(given[1]["targets"], samples[:3]).shape == (3, 2)
 
 
 def test_all_locals_get_names_of_other_functions():

@@ -17,6 +17,14 @@ from moekd.students.search import RECIPES, parse_bytes, pick, search
 from moekd.students.space import Configuration, avatar_space, moekd_space, shipped_bytes
 from moekd.students.surrogate import features, fit_surrogate, spread
 
+UNEVEN = json.dumps(
+    {
+        "configuration": vars(
+            Configuration(vocabulary=1000, layers=1, hidden=18, heads=4, intermediate=32, max_length=256)
+        ),
+        "values": {},
+    }
+)
 ABOUT = {"data": "none", "seed": 0}
 
 
@@ -78,6 +86,7 @@ def test_a_ledger_of_other_data_is_refused(space, tmp_path):
         ('{"rows": 3}\n', "line 1: no record"),
         ('{"about": {}}\n{"configuration": {"layers": 2}, "values": {}}\n', "line 2: no record"),
         ('{"about": {}}\nnothing\n', "line 2: no record"),
+        ('{"about": {}}\n' + UNEVEN + "\n", r"line 2: .*hidden \(18\) must be divisible by heads \(4\)"),
     ],
 )
 def test_a_damaged_ledger_names_its_line(tmp_path, content, said):

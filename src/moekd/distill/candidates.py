@@ -13,9 +13,9 @@ from moekd import numerics
 from moekd.classifier import predict, roberta
 from moekd.data import load_parts
 from moekd.distill.losses import soft_target_loss
+from moekd.distill.targets import teacher_logits
 from moekd.files import sha256_text
 from moekd.rewrite import Template, fault_of_renaming
-from moekd.scorer import aligned, load_scores
 from moekd.students.ledger import evaluate_all
 from moekd.students.search import RECIPES
 from moekd.students.surrogate import spread
@@ -96,7 +96,7 @@ def measure_candidate(
     tokens = _encoded(tokenizer, [sample.func for sample in train], configuration)
     judged = _encoded(tokenizer, [sample.func for sample in valid], configuration)
     labels = np.array([sample.label for sample in valid])
-    teacher = _targets(inputs["targets"], train)
+    teacher = teacher_logits(inputs["targets"], train)
     model = _model(configuration, tokenizer, seed=numerics.seed_of(seed, "candidate"))
     pad_id = tokenizer.pad_token_id
 
@@ -142,12 +142,6 @@ def _renamed(sample: Sample, pool: Sequence[str], rng: np.random.Generator) -> s
 
 def _encoded(tokenizer: Any, texts: Sequence[str], configuration: Configuration) -> Tokens:
     return encode(tokenizer, texts, configuration.max_length)
-
-
-def _targets(folder: Path, samples: Sequence[Sample]) -> Any:
-    import torch
-
-    return torch.from_numpy(aligned(load_scores(folder / "targets.npz"), samples))
 
 
 def _model(configuration: Configuration, tokenizer: Any, *, seed: int) -> Any:

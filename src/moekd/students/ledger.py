@@ -96,7 +96,9 @@ def _rows(path: Path) -> Iterator[Any]:
 
 def _candidate(record: Mapping[str, Any]) -> Evaluated:
     values = {name: float(value) for name, value in record["values"].items()}
-    return Evaluated(Configuration(**record["configuration"]), values)
+    configuration = Configuration(**record["configuration"])
+    configuration.shape()  # refuses a width that the heads do not divide
+    return Evaluated(configuration, values)
 
 
 def _cut_torn_line(path: Path) -> None:
