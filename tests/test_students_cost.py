@@ -99,11 +99,12 @@ def test_the_optimum_is_the_published_architecture(megabytes, name, expected):
     assert fitness(SHAPES[name], int(megabytes * 1e6)) == found.fitness
 
 
-def test_the_genetic_algorithm_never_beats_the_optimum_and_reaches_it():
+def test_the_genetic_algorithm_reaches_the_optimum_and_never_beats_it():
+    """Of seeds 0 to 3 the last ends at the published architecture; of 60 seeds three did, the others stuck below it."""
     found = [genetic_search(3_000_000, np.random.default_rng(seed)) for seed in range(4)]
     best = fitness(SHAPES["compressor-3mb"], 3_000_000)
     assert all(one.fitness <= best for one in found)
-    assert SHAPES["compressor-3mb"] in [one.shape for one in found]
+    assert [one.shape == SHAPES["compressor-3mb"] for one in found] == [False, False, False, True]
 
 
 def test_equal_seeds_find_equal_architectures():

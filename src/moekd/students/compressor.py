@@ -1,6 +1,6 @@
 """Compressor's search of an architecture: the exact optimum of its fitness, and its genetic algorithm as published.
 
-No student is trained: fitness is a formula, and scoring all 10,944,000 architectures takes about a second.
+No student is trained: fitness is a formula, and scoring all 10,944,000 architectures takes less than a second.
 Source: Shi et al. 2022, ASE, and its code; methods.md 1.2.
 """
 
@@ -76,7 +76,8 @@ def optimum(target_bytes: int) -> Found:
 def genetic_search(target_bytes: int, rng: np.random.Generator) -> Found:
     """The reference's genetic algorithm: 50 genomes, 100 generations of 50 children, the best 50 survive.
 
-    It shows what the published search finds; `optimum` is exact and takes as long.
+    It shows what the published search finds: for 3 MB the optimum with 3 of 60 seeds, else something less fit.
+    `optimum` is exact and as fast.
 
     Raises:
         SettingsError: the target is below the smallest architecture of the space.
