@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moekd.distill.losses import (
@@ -19,6 +19,8 @@ from moekd.distill.losses import (
     standardise_logits,
 )
 
+#: No deadline: on a busy machine one call of torch may wait longer than hypothesis allows.
+QUICKLY = settings(deadline=None, max_examples=50)
 BATCHES = st.integers(0, 2**31)
 CLASSES = st.integers(2, 5)
 
@@ -88,6 +90,7 @@ def test_standardised_by_hand():
 
 
 @pytest.mark.parametrize("name", NAMED)
+@QUICKLY
 @given(seed=BATCHES, classes=CLASSES)
 def test_zero_at_equal_probabilities(name, seed, classes):
     """A constant added to a row's logits changes no probability."""
@@ -96,6 +99,7 @@ def test_zero_at_equal_probabilities(name, seed, classes):
 
 
 @pytest.mark.parametrize("name", NAMED)
+@QUICKLY
 @given(seed=BATCHES, classes=CLASSES)
 def test_not_negative_and_the_teacher_has_no_gradient(name, seed, classes):
     teacher, learner = at_random(seed, 3, classes).requires_grad_(), at_random(seed + 1, 3, classes).requires_grad_()
@@ -106,6 +110,7 @@ def test_not_negative_and_the_teacher_has_no_gradient(name, seed, classes):
     assert torch.isfinite(learner.grad).all()
 
 
+@QUICKLY
 @given(seed=BATCHES, temperature=st.floats(2, 20))
 def test_skewed_kl_tends_to_soft_targets(seed, temperature):
     teacher, learner = at_random(seed, 4, 3), at_random(seed + 1, 4, 3)
@@ -115,6 +120,7 @@ def test_skewed_kl_tends_to_soft_targets(seed, temperature):
     )
 
 
+@QUICKLY
 @given(seed=BATCHES, skew=st.floats(0.01, 0.99))
 def test_skewed_kl_is_bounded(seed, skew):
     """However wrong the student is: -ln(skew) nats."""
@@ -122,6 +128,7 @@ def test_skewed_kl_is_bounded(seed, skew):
     assert float(loss) <= -math.log(skew) + 1e-9
 
 
+@QUICKLY
 @given(seed=BATCHES, classes=CLASSES)
 def test_decoupled_with_the_teachers_own_weight_is_plain_kl(seed, classes):
     """KL = target term + (1 - p_label) · other term, for one sample."""
@@ -140,6 +147,7 @@ def test_two_classes_have_no_other_classes():
     torch.testing.assert_close(loss, soft_target_loss(learner, teacher, temperature=3.0))
 
 
+@QUICKLY
 @given(seed=BATCHES, scale=st.floats(0.01, 100), shift=st.floats(-100, 100))
 def test_correlation_knows_neither_scale_nor_shift(seed, scale, shift):
     teacher, learner = at_random(seed, 3, 4), at_random(seed + 1, 3, 4)
@@ -154,6 +162,7 @@ def test_the_first_term_of_dist_has_no_gradient_for_two_classes():
     assert float(learner.grad.abs().max()) < 1e-12
 
 
+@QUICKLY
 @given(seed=BATCHES, classes=st.integers(3, 6), scale=st.floats(0.01, 100), shift=st.floats(-100, 100))
 def test_standardised_logits_know_neither_scale_nor_shift(seed, classes, scale, shift):
     rows = at_random(seed, 3, classes)
