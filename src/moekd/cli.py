@@ -36,7 +36,12 @@ _TRAIN_PACKAGES = (
     "torch",
     "transformers",
 )
-_EXTRA_OF = dict.fromkeys(_TRAIN_PACKAGES, "train") | {"datasets": "hub", "pygls": "lsp", "lsprotocol": "lsp"}
+_SEARCH_PACKAGES = ("joblib", "matplotlib", "pymoo", "z3")
+_EXTRA_OF = (
+    dict.fromkeys(_TRAIN_PACKAGES, "train")
+    | dict.fromkeys(_SEARCH_PACKAGES, "search")
+    | {"datasets": "hub", "pygls": "lsp", "lsprotocol": "lsp"}
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -475,6 +480,65 @@ def attack(
     else:
         typer.echo(stage.render(found))
         typer.echo(out)
+
+
+@app.command(epilog=EXIT_CODES)
+def search(
+    kind: Annotated[
+        Literal["compressor", "avatar", "morph", "moekd"],
+        typer.Argument(metavar="KIND", help="compressor, avatar, morph or moekd.", show_default=False),
+    ],
+    budget: Annotated[str, typer.Option(metavar="SIZE", help="Of the student, such as 1.6MB.")] = "3MB",
+    points: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Evaluated candidates, JSON lines; all but compressor need some."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG", help="Or: train the candidates that `search.points` of this config asks for."),
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write the result and a picture of the front here.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search a student's architecture within a size.
+
+    `compressor` needs no data: it prints the exact optimum of its published fitness, and what the published genetic
+    algorithm finds. The others guess accuracy from candidates that were trained.
+    """
+    from moekd.students import search as searches
+
+    budget_bytes = searches.parse_bytes(budget)
+    result: dict[str, Any]
+    if kind == "compressor":
+        result = {
+            "search": kind,
+            "budget_bytes": budget_bytes,
+            **searches.search_compressor(budget_bytes, seed=seed),
+        }
+    else:
+        from moekd.students.ledger import read_ledger
+
+        if config is not None:
+            from moekd import stages
+
+            points = stages.candidates(_settings(config, overrides), kind, budget_bytes)
+        evaluated = [] if points is None else read_ledger(points)
+        found = searches.search(kind, budget_bytes, evaluated, seed=seed)
+        result = searches.as_json(kind, budget_bytes, found, seed=seed)
+        if out is not None:
+            searches.plot_front(found, out / "front.png")
+    if out is not None:
+        from moekd.files import write_json
+
+        write_json(out / "search.json", result)
+    if as_json:
+        _print_json(result)
+    else:
+        typer.echo(searches.render(result))
 
 
 @data_app.command(epilog=EXIT_CODES)

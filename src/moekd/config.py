@@ -219,6 +219,14 @@ class Distill(Settings):
     temperature: float = Field(10.0, gt=0)  # T, no unit
 
 
+class Search(Settings):
+    """Candidates that `moekd search` trains for its surrogates; none unless asked for."""
+
+    points: int = Field(0, ge=0)  # candidates; a surrogate needs 10, AVATAR trains 20
+    epochs: int = Field(20, ge=1)  # of each candidate; the rest as student.training and its own configuration
+    workers: int = NotInKey(1, ge=1)  # processes
+
+
 class Evaluate(Settings):
     """Measures and their uncertainty."""
 
@@ -274,6 +282,7 @@ class MoekdSettings(RootSettings):
     mixture: Mixture = Mixture()
     student: Student = Student()
     distill: Distill = Distill()
+    search: Search = Search()
     evaluate: Evaluate = Evaluate()
     attack: Attack = Attack()
 

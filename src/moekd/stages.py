@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moekd.config import MoekdSettings, PretrainSettings
+    from moekd.students.search import Kind
 
 #: Every setting of the attacks but the list of systems: which others are attacked changes no result.
 _ATTACK_READS = tuple(f"attack.{name}" for name in Attack.model_fields if name != "systems")
@@ -128,13 +129,7 @@ def _require_experts(settings: MoekdSettings, partition: Step) -> None:
 def plan(settings: MoekdSettings) -> list[Step]:
     """Return the steps of a run, each after what it needs; the last one writes the results."""
     data = data_step()
-    encoder = Step(
-        "encoder",
-        "moekd.experts.encoder:tokenize",
-        reads=("encoder",),
-        needs={"data": data},
-        external="moekd.classifier:encoder_digests",
-    )
+    encoder = _encoder(data)
     tokens = {shape: _student_tokens(data, shape) for shape in settings.student.shapes}
     reported = [_baseline(data, system) for system in BASELINES]
     for seed in settings.run.seeds:
@@ -162,6 +157,40 @@ def plan(settings: MoekdSettings) -> list[Step]:
 def data_step() -> Step:
     """Read, clean, balance and split: all that `moekd data describe` needs."""
     return Step("data", "moekd.data:prepare", reads=("data",), external="moekd.data.readers:source_digests")
+
+
+def candidates(settings: MoekdSettings, search: Kind, budget_bytes: int) -> Path:
+    """Train the candidates of an architecture search and return the file of their measures.
+
+    They learn from the mixture of the first seed, which is trained first if it is not there yet.
+
+    Raises:
+        SettingsError: the config asks for none.
+    """
+    if not settings.search.points:
+        raise SettingsError(
+            "search.points is 0, so no candidate is trained: set search.points to 10 or more, or give the file of "
+            "evaluated ones with --points"
+        )
+    data, seed = data_step(), settings.run.seeds[0]
+    step = Step(
+        "candidates",
+        "moekd.distill.candidates:train_candidates",
+        reads=("search", "distill", "student.training"),
+        needs={"data": data, "targets": _teacher_side(settings, data, _encoder(data), seed)["mixture"]},
+        variant={"search": search, "budget_bytes": budget_bytes, "seed": seed},
+    )
+    return run_steps([step], settings)[step.label] / "points.jsonl"
+
+
+def _encoder(data: Step) -> Step:
+    return Step(
+        "encoder",
+        "moekd.experts.encoder:tokenize",
+        reads=("encoder",),
+        needs={"data": data},
+        external="moekd.classifier:encoder_digests",
+    )
 
 
 def _student_tokens(data: Step, shape: str) -> Step:

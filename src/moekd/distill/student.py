@@ -11,7 +11,8 @@ from moekd import numerics
 from moekd.classifier import Classifier, predict
 from moekd.data import load_parts
 from moekd.distill.losses import soft_target_loss
-from moekd.scorer import aligned, load_scores, save_scores, scores_of
+from moekd.distill.targets import teacher_logits
+from moekd.scorer import save_scores, scores_of
 from moekd.students.shapes import build_student, shape_named
 from moekd.tokens import Tokens
 from moekd.training import Task, fit, forget_checkpoints
@@ -95,7 +96,7 @@ def _loss(
         return lambda logits, rows: torch.nn.functional.cross_entropy(
             logits, labels[torch.from_numpy(rows)].to(logits.device)
         )
-    teacher = torch.from_numpy(aligned(load_scores(inputs["targets"] / "targets.npz"), samples))
+    teacher = teacher_logits(inputs["targets"], samples)
     return lambda logits, rows: soft_target_loss(
         logits, teacher[torch.from_numpy(rows)].to(logits.device), temperature=settings.distill.temperature
     )

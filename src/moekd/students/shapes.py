@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from moekd.errors import SettingsError
+from moekd.students.cost import reference_parameters
 
 if TYPE_CHECKING:
     from moekd.config import MoekdSettings
@@ -48,14 +49,14 @@ class Shape:
         """
         if self.architecture != "roberta":
             return self.parameters()
-        h, i, v, s = self.hidden, self.intermediate, self.vocabulary, self._formula_length
-        layer = 4 * (h * h + h) + 2 * h * i + i + h + 4 * h
-        return v * h + s * h + 3 * h + self.layers * layer + 2 * (h * h + h) + 2 * h + 2
+        return int(
+            reference_parameters(self.layers, self.hidden, self.intermediate, self.vocabulary, self.formula_length)
+        )
 
     @property
-    def _formula_length(self) -> int:
+    def formula_length(self) -> int:
         """The formula's s: Compressor counts its 514 positions, AVATAR its maximal length."""
-        return self.positions if self.positions == 514 else self.max_length
+        return self.max_length if self.positions == self.max_length + 2 else self.positions
 
 
 def _compressor(hidden: int, intermediate: int) -> Shape:

@@ -1,0 +1,303 @@
+"""The searches of the papers and ours, each a short recipe: space, objectives, surrogates and a rule for the pick.
+
+    Compressor   no training: the optimum of a formula, and the published genetic algorithm beside it
+    AVATAR       size off the target, error, formula FLOPs; largest accuracy within the size, then fewest FLOPs
+    MORPH        size, error, formula FLOPs, flips under renaming; the size nearest to the target
+    ours         bytes shipped in int8, error, matrix FLOPs; largest accuracy within the bytes, then fewest FLOPs
+
+Error and flips are guessed by surrogates from candidates that were trained (`ledger`).
+Sources: methods.md 1.2, 2.5 and 2.9, 3.3 and 3.4.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from moekd.errors import SettingsError
+from moekd.students import compressor
+from moekd.students.cost import cost_of, matrix_flops, reference_flops
+from moekd.students.pareto import Limit, Method, Objective, Point, hypervolume, pareto_front
+from moekd.students.space import Configuration, Space, avatar_space, moekd_space, shipped_bytes
+from moekd.students.surrogate import Model, Surrogate, fit_surrogate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moekd.students.ledger import Evaluated
+
+Kind: TypeAlias = Literal["avatar", "morph", "moekd"]
+_SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One search by its parts.
+
+    Attributes:
+        space: budget in bytes -> space.
+        size_bytes, gflops: of a configuration, as this method counts them.
+        size_name, size: name of the objective made of size and budget in bytes, in MB, and how it is made.
+        measures: names of what surrogates guess from evaluated candidates.
+        model: of the surrogates.
+        method: of the search.
+        within: whether the budget is a limit, and so for the pick; else the nearest size is picked.
+    """
+
+    space: Callable[[int], Space]
+    size_bytes: Callable[[Configuration], int]
+    gflops: Callable[[Configuration], float]
+    size_name: str
+    size: Callable[[int, int], float]
+    measures: tuple[str, ...]
+    model: Model
+    method: Method
+    within: bool
+
+
+def _formula_gflops(one: Configuration) -> float:
+    work = reference_flops(one.layers, one.hidden, one.intermediate, one.vocabulary, one.heads, one.max_length)
+    return float(work) / 1e9
+
+
+def _matrix_gflops(one: Configuration) -> float:
+    return float(matrix_flops(one.layers, one.hidden, one.intermediate, one.max_length)) / 1e9
+
+
+RECIPES: dict[Kind, Recipe] = {
+    "avatar": Recipe(
+        space=avatar_space,
+        size_bytes=Configuration.reference_bytes,
+        gflops=_formula_gflops,
+        size_name="megabytes_off",
+        size=lambda size, budget: abs(size - budget) / 1e6,
+        measures=("accuracy",),
+        model="bayesian-ridge",
+        method="nsga2",
+        within=True,  # the reference lets candidates exceed the target and picks by hand
+    ),
+    "morph": Recipe(
+        space=avatar_space,
+        size_bytes=Configuration.reference_bytes,
+        gflops=_formula_gflops,
+        size_name="megabytes",
+        size=lambda size, budget: size / 1e6,
+        measures=("accuracy", "flips"),
+        model="gradient-boosting",
+        method="age-moea",
+        within=False,
+    ),
+    "moekd": Recipe(
+        space=moekd_space,
+        size_bytes=shipped_bytes,
+        gflops=_matrix_gflops,
+        size_name="megabytes",
+        size=lambda size, budget: size / 1e6,
+        measures=("accuracy",),
+        model="gradient-boosting",
+        method="nsga2",
+        within=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search found.
+
+    Attributes:
+        front: points that no other beats; objectives `megabytes_off` (AVATAR) or `megabytes`, `gflops`, `error`
+            (1 - accuracy, guessed) and, for MORPH, `flips` (guessed share).
+        picked: the one to train, by the recipe's rule.
+        surrogates: by measure, with their errors.
+        reference: the worst value of each objective that the hypervolume counts.
+        hypervolume: share of the box to `reference` that the front dominates.
+        seconds: of fitting and searching.
+    """
+
+    front: list[Point]
+    picked: Point
+    surrogates: Mapping[str, Surrogate]
+    reference: Mapping[str, float]
+    hypervolume: float
+    seconds: float
+
+
+def search(kind: Kind, budget_bytes: int, evaluated: Sequence[Evaluated], *, seed: int) -> Searched:
+    """Fit surrogates to the evaluated candidates, search the space by them, and pick one student to train.
+
+    Args:
+        budget_bytes: for AVATAR and MORPH of the references' formula, for ours of all files shipped in int8.
+        evaluated: candidates with `accuracy`, and for MORPH `flips`, both shares from 0 to 1.
+    Raises:
+        SettingsError: nothing fits the budget, or there are too few evaluated candidates.
+        DataError: a candidate lacks a measure.
+    """
+    started = time.perf_counter()
+    recipe = RECIPES[kind]
+    space = _known_kinds(recipe.space(budget_bytes), evaluated)
+    surrogates = {
+        measure: fit_surrogate(space, evaluated, measure, model=recipe.model, seed=seed) for measure in recipe.measures
+    }
+    objectives = _objectives(recipe, budget_bytes, surrogates)
+    limits = {"size in bytes": Limit(lambda found: np.array(list(map(recipe.size_bytes, found))), budget_bytes)}
+    front = pareto_front(space, objectives, method=recipe.method, seed=seed, limits=limits if recipe.within else {})
+    # Twice the budget, a GFLOP for each of these megabytes, and always wrong: the same for every seed of a budget.
+    reference = {name: 1.0 if name in ("error", "flips") else 2 * budget_bytes / 1e6 for name in objectives}
+    return Searched(
+        front=front,
+        picked=pick(recipe, front, budget_bytes),
+        surrogates=surrogates,
+        reference=reference,
+        hypervolume=hypervolume(
+            np.array([[point.values[name] for name in objectives] for point in front]), list(reference.values())
+        ),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _known_kinds(space: Space, evaluated: Sequence[Evaluated]) -> Space:
+    """The space without kinds that no candidate has: surrogates know nothing of them."""
+    seen = {name: {getattr(one.configuration, name) for one in evaluated} for name in space.kinds}
+    axes = {
+        name: tuple(value for value in values if value in seen[name]) or values if name in seen else values
+        for name, values in space.axes.items()
+    }
+    return replace(space, axes=axes)
+
+
+def pick(recipe: Recipe, front: Sequence[Point], budget_bytes: int) -> Point:
+    """The student to train: see the table at the top of this module."""
+
+    def by_accuracy(point: Point) -> tuple[float, float]:
+        return point.values["error"], point.values["gflops"]
+
+    if not recipe.within:
+        return min(front, key=lambda p: (abs(recipe.size_bytes(p.configuration) - budget_bytes), *by_accuracy(p)))
+    return min((p for p in front if recipe.size_bytes(p.configuration) <= budget_bytes), key=by_accuracy)
+
+
+def search_compressor(budget_bytes: int, *, seed: int) -> dict[str, Any]:
+    """Compressor's optimum with its costs, and what the published genetic algorithm finds with this seed.
+
+    Raises:
+        SettingsError: the budget is below the smallest architecture.
+    """
+    started = time.perf_counter()
+    found = compressor.optimum(budget_bytes)
+    exact = time.perf_counter()
+    genetic = compressor.genetic_search(budget_bytes, np.random.default_rng(seed))
+    return {
+        "architecture": asdict(found.shape),
+        "fitness": found.fitness,
+        "cost": asdict(cost_of(found.shape, length=found.shape.max_length)),
+        "seconds": exact - started,
+        "genetic": {
+            "architecture": asdict(genetic.shape),
+            "fitness": genetic.fitness,
+            "agrees": genetic.shape == found.shape,
+            "seed": seed,
+            "seconds": time.perf_counter() - exact,
+        },
+    }
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "3MB", "1.6 MB", "500kB" or "3000000"; MB are decimal.
+
+    Raises:
+        SettingsError: the text is no size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
+    if not match or match[2].lower() not in _SIZES or float(match[1]) == 0:
+        raise SettingsError(f"--budget wants a size such as 3MB, 1.6MB or 3000000, got {text!r}")
+    return round(float(match[1]) * _SIZES[match[2].lower()])
+
+
+def as_json(kind: Kind, budget_bytes: int, found: Searched, *, seed: int) -> dict[str, Any]:
+    """All of a search's result as plain data."""
+    return {
+        "search": kind,
+        "budget_bytes": budget_bytes,
+        "seed": seed,
+        "picked": _point(found.picked),
+        "front": [_point(point) for point in found.front],
+        "surrogates": {
+            name: {"points": one.points, "error": one.error, "constant_error": one.constant_error}
+            for name, one in found.surrogates.items()
+        },
+        "hypervolume": found.hypervolume,
+        "reference": dict(found.reference),
+        "seconds": found.seconds,
+    }
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """A few lines for people, of what `as_json` or `search_compressor` gave."""
+    if result["search"] == "compressor":
+        cost, genetic = result["cost"], result["genetic"]
+        agrees = "the same" if genetic["agrees"] else f"another, of fitness {genetic['fitness']:.4f}"
+        return "\n".join(
+            [
+                f"optimum of 10,944,000 architectures, {result['seconds']:.1f} s: {_named(result['architecture'])}",
+                f"fitness {result['fitness']:.4f}; {cost['parameters']:,} parameters, {cost['weight_bytes']:,} bytes, "
+                f"{4 * cost['reference_parameters']:,} by the reference's formula",
+                f"genetic algorithm, seed {genetic['seed']}, {genetic['seconds']:.1f} s: {agrees}",
+            ]
+        )
+    lines = [f"{len(result['front'])} points on the front, hypervolume {result['hypervolume']:.3f}"]
+    lines += [
+        f"surrogate of {name}: error {one['error']:.4f} on candidates left out of {one['points']}, "
+        f"{one['constant_error']:.4f} for the mean"
+        for name, one in result["surrogates"].items()
+    ]
+    values = ", ".join(f"{name} {value:.4f}" for name, value in result["picked"]["values"].items())
+    return "\n".join([*lines, f"picked: {_named(result['picked']['configuration'])}", values])
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def plot_front(found: Searched, path: Path) -> None:
+    """Write an image of the front: error against each other objective, the picked point marked."""
+    import matplotlib
+
+    from moekd.files import writing
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    others = [name for name in found.reference if name != "error"]
+    figure, axes = pyplot.subplots(1, len(others), figsize=(4 * len(others), 3.5), squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], others, strict=True):
+        axis.scatter([p.values[name] for p in found.front], [p.values["error"] for p in found.front], s=12)
+        axis.scatter([found.picked.values[name]], [found.picked.values["error"]], s=60, marker="x", color="black")
+        axis.set_xlabel(name)
+        axis.set_ylabel("error, guessed")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _objectives(recipe: Recipe, budget_bytes: int, surrogates: Mapping[str, Surrogate]) -> dict[str, Objective]:
+    def size(found: Sequence[Configuration]) -> np.ndarray:
+        return np.array([recipe.size(recipe.size_bytes(one), budget_bytes) for one in found])
+
+    def gflops(found: Sequence[Configuration]) -> np.ndarray:
+        return np.array([recipe.gflops(one) for one in found])
+
+    guesses: dict[str, Objective] = {"error": lambda found: 1 - surrogates["accuracy"].predict(found)}
+    if "flips" in surrogates:
+        guesses["flips"] = surrogates["flips"].predict
+    return {recipe.size_name: size, "gflops": gflops, **guesses}
+
+
+def _point(point: Point) -> dict[str, Any]:
+    return {"configuration": asdict(point.configuration), "values": dict(point.values)}

@@ -1,0 +1,404 @@
+"""Ledger, surrogate, fronts and the pick, on evaluations that need no training."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from moekd import cli
+from moekd.errors import DataError, SettingsError
+from moekd.students.age_moea import exponent, extremes, intercepts, survival_scores
+from moekd.students.cost import cost_of
+from moekd.students.ledger import Evaluated, evaluate_all, read_ledger
+from moekd.students.pareto import Limit, Point, hypervolume, not_dominated, pareto_front
+from moekd.students.search import RECIPES, parse_bytes, pick, search
+from moekd.students.space import Configuration, avatar_space, moekd_space, shipped_bytes
+from moekd.students.surrogate import features, fit_surrogate, spread
+
+UNEVEN = json.dumps(
+    {
+        "configuration": vars(
+            Configuration(vocabulary=1000, layers=1, hidden=18, heads=4, intermediate=32, max_length=256)
+        ),
+        "values": {},
+    }
+)
+ABOUT = {"data": "none", "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def space():
+    return moekd_space(3_000_000)
+
+
+def accuracy(one: Configuration) -> float:
+    """Rises with the logarithm of size, and a little with length."""
+    return 0.5 + 0.05 * np.log10(one.parameters() / 1e4) + 0.01 * (one.max_length / 512)
+
+
+def measured(one: Configuration) -> dict[str, float]:
+    return {"accuracy": accuracy(one)}
+
+
+def some(space, count: int, seed: int = 0) -> list[Configuration]:
+    return spread(space, count, lambda one: shipped_bytes(one) <= 3_000_000, np.random.default_rng(seed))
+
+
+# ------------------------------------------------------------------------------------------------- ledger
+
+
+def test_a_stopped_search_continues(space, tmp_path):
+    """Killed in the middle of a line after 3 of 5: the next call evaluates the rest once, and keeps the order."""
+    chosen, path, asked = some(space, 5), tmp_path / "points.jsonl", []
+
+    def evaluation(one):
+        asked.append(one)
+        return measured(one)
+
+    evaluate_all(chosen[:3], evaluation, path, about=ABOUT)
+    with path.open("a") as stream:
+        stream.write('{"configuration": {"vocab')
+    found = evaluate_all(chosen, evaluation, path, about=ABOUT)
+    assert asked == chosen
+    assert [one.configuration for one in found] == chosen
+    assert read_ledger(path) == found
+    assert found[4].values == measured(chosen[4])
+
+
+def test_workers_change_nothing(space, tmp_path):
+    chosen = some(space, 4)
+    one, two = (evaluate_all(chosen, measured, tmp_path / f"{n}.jsonl", about=ABOUT, workers=n) for n in (1, 2))
+    assert one == two
+
+
+def test_a_ledger_of_other_data_is_refused(space, tmp_path):
+    evaluate_all(some(space, 1), measured, tmp_path / "points.jsonl", about=ABOUT)
+    with pytest.raises(DataError, match=r"points.jsonl was measured with .*'seed': 0.*'seed': 1.*another file"):
+        evaluate_all(some(space, 1), measured, tmp_path / "points.jsonl", about=ABOUT | {"seed": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "holds no evaluated candidates"),
+        ('{"rows": 3}\n', "line 1: no record"),
+        ('{"about": {}}\n{"configuration": {"layers": 2}, "values": {}}\n', "line 2: no record"),
+        ('{"about": {}}\nnothing\n', "line 2: no record"),
+        ('{"about": {}}\n' + UNEVEN + "\n", r"line 2: .*hidden \(18\) must be divisible by heads \(4\)"),
+    ],
+)
+def test_a_damaged_ledger_names_its_line(tmp_path, content, said):
+    (tmp_path / "points.jsonl").write_text(content)
+    with pytest.raises(DataError, match=said):
+        read_ledger(tmp_path / "points.jsonl")
+    with pytest.raises(DataError, match="cannot read"):
+        read_ledger(tmp_path / "absent.jsonl")
+
+
+# ---------------------------------------------------------------------------------------------- surrogate
+
+
+def evaluated(space, count: int) -> list[Evaluated]:
+    return [Evaluated(one, measured(one)) for one in some(space, count)]
+
+
+@pytest.mark.parametrize("model", ["bayesian-ridge", "gradient-boosting"])
+def test_what_can_be_learned_is_learned(space, model):
+    """Accuracy follows size: the error on left-out candidates is far below that of guessing the mean."""
+    surrogate = fit_surrogate(space, evaluated(space, 40), "accuracy", model=model, seed=0)
+    assert surrogate.error < 0.5 * surrogate.constant_error
+    fresh = some(space, 10, seed=1)
+    assert np.abs(surrogate.predict(fresh) - [accuracy(one) for one in fresh]).mean() < 2 * surrogate.error
+
+
+def test_noise_is_reported_as_noise(space):
+    """Values that have nothing to do with the architecture: the surrogate admits to be no better than the mean."""
+    rng = np.random.default_rng(0)
+    noise = [Evaluated(one.configuration, {"accuracy": rng.random()}) for one in evaluated(space, 30)]
+    surrogate = fit_surrogate(space, noise, "accuracy", model="bayesian-ridge", seed=0)
+    assert surrogate.error > 0.9 * surrogate.constant_error
+
+
+def test_too_few_points(space):
+    with pytest.raises(SettingsError, match="accuracy has 9 evaluated candidates and needs 10"):
+        fit_surrogate(space, evaluated(space, 9), "accuracy", model="bayesian-ridge", seed=0)
+
+
+def test_a_candidate_without_the_measure(space):
+    with pytest.raises(DataError, match=r"no finite flips: Configuration\(vocabulary="):
+        fit_surrogate(space, evaluated(space, 10), "flips", model="bayesian-ridge", seed=0)
+
+
+def test_features_by_hand():
+    """Ends of the axes are 0 and 1, the geometric middle 1/2, kinds one-hot, and all are alike in weight."""
+    space = avatar_space(3_000_000)
+    one = Configuration(
+        vocabulary=1000,
+        layers=12,
+        hidden=64,
+        heads=1,
+        intermediate=32,
+        max_length=512,
+        tokenizer="word",
+        activation="relu",
+        hidden_dropout=0.2,
+        attention_dropout=0.5,
+        learning_rate=1e-3,
+        batch_size=32,
+    )
+    row = features(space, [one])[0]
+    kinds = [0, 0, 0, 1, 0, 1, 0, 0, 1, 0, 0]
+    assert row[:-1] == pytest.approx([0, 1, 0.5, 0, 0, 1, *kinds, 0, 1, 1, 0.5])
+    assert row[-1] == pytest.approx(np.log10(one.parameters() / 1e6))
+
+
+def test_first_candidates_are_spread(space):
+    """Farther apart than at random, all allowed, and a function of the seed."""
+
+    def nearest(chosen):
+        table = features(space, chosen)
+        distances = np.square(table[:, None] - table[None]).sum(axis=2)
+        return (distances + 9 * np.eye(len(chosen))).min(axis=1).mean()
+
+    chosen = some(space, 15)
+    rows = space.at_random(2000, np.random.default_rng(0))
+    at_random = [one for one in map(space.configuration, rows) if shipped_bytes(one) <= 3_000_000][:15]
+    assert nearest(chosen) > 1.3 * nearest(at_random)
+    assert chosen == some(space, 15)
+    assert all(shipped_bytes(one) <= 3_000_000 for one in chosen)
+
+
+def test_nothing_to_spread(space):
+    with pytest.raises(SettingsError, match="only 0 are within the budget"):
+        spread(space, 3, lambda one: False, np.random.default_rng(0))
+
+
+# -------------------------------------------------------------------------------------------------- front
+
+OBJECTIVES = {
+    "megabytes": lambda found: np.array([shipped_bytes(one) / 1e6 for one in found]),
+    "error": lambda found: np.array([1 - accuracy(one) for one in found]),
+}
+
+
+@pytest.mark.parametrize("method", ["nsga2", "age-moea"])
+def test_the_front_of_size_and_error(space, method):
+    """Accuracy rises with size, so the front spans the budget; its best comes close to the best of 1000."""
+    front = pareto_front(
+        space,
+        OBJECTIVES,
+        method=method,
+        seed=0,
+        limits={"megabytes": Limit(OBJECTIVES["megabytes"], 1.0)},
+        population=30,
+        generations=30,
+    )
+    table = np.array([list(point.values.values()) for point in front])
+    assert not_dominated(table).all()
+    assert table[:, 0].max() <= 1.0
+    assert (np.diff(table[:, 0]) >= 0).all()
+    assert (np.diff(table[:, 1]) <= 0).all()
+    best = min(
+        1 - accuracy(one)
+        for one in map(space.configuration, space.at_random(1000, np.random.default_rng(1)))
+        if shipped_bytes(one) <= 1e6
+    )
+    assert table[:, 1].min() < best + 0.01
+    again = pareto_front(
+        space,
+        OBJECTIVES,
+        method=method,
+        seed=0,
+        limits={"megabytes": Limit(OBJECTIVES["megabytes"], 1.0)},
+        population=30,
+        generations=30,
+    )
+    assert again == front
+
+
+def test_limits_that_nothing_meets(space):
+    with pytest.raises(SettingsError, match=r"found nothing with megabytes <= 0.01 in 2 generations"):
+        pareto_front(
+            space,
+            OBJECTIVES,
+            method="nsga2",
+            seed=0,
+            limits={"megabytes": Limit(OBJECTIVES["megabytes"], 0.01)},
+            population=8,
+            generations=2,
+        )
+
+
+def test_children_have_genes_of_both_parents(space):
+    """AVATAR's own crossover returns the parents (methods.md 2.8 a); this one must not."""
+    from pymoo.core.problem import Problem
+    from pymoo.operators.crossover.ux import UX
+
+    parents = np.stack([np.zeros((20, 6)), np.ones((20, 6))])
+    problem = Problem(n_var=6, n_obj=1, xl=np.zeros(6), xu=np.ones(6))
+    children = UX(prob=0.6)._do(problem, parents, random_state=np.random.default_rng(0))
+    assert np.logical_and((children == 0).any(axis=2), (children == 1).any(axis=2)).mean() > 0.5
+
+
+def test_domination_by_hand():
+    """(1, 3), (2, 2), (3, 1) are a front; (2, 3) is dominated by the first two; equal points do not dominate."""
+    values = np.array([[1, 3], [2, 2], [3, 1], [2, 3], [2, 2]])
+    assert not_dominated(values).tolist() == [True, True, True, False, True]
+
+
+def test_hypervolume_by_hand():
+    """Box 4 x 4; (1, 2) covers 3 x 2, (2, 1) covers 2 x 3, both 2 x 2: 8 of 16. (5, 0) is beyond it."""
+    assert hypervolume(np.array([[1, 2], [2, 1], [5.0, 0]]), [4, 4]) == pytest.approx(8 / 16)
+    assert hypervolume(np.array([[4.0, 4.0]]), [4, 4]) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "reference"),
+    [([[1.0, 2.0]], [1.0]), ([[-1.0, 2.0]], [3.0, 3.0]), ([[np.nan, 2.0]], [3.0, 3.0]), ([[1.0, 2.0]], [0.0, 3.0])],
+)
+def test_hypervolume_refuses(values, reference):
+    with pytest.raises(ValueError, match=r"wanted|must be"):
+        hypervolume(np.array(values), reference)
+
+
+def test_the_ledger_is_json_lines(space, tmp_path):
+    evaluate_all(some(space, 2), measured, tmp_path / "points.jsonl", about=ABOUT)
+    first, *rest = map(json.loads, (tmp_path / "points.jsonl").read_text().splitlines())
+    assert first == {"about": ABOUT}
+    assert [set(one) for one in rest] == [{"configuration", "values"}] * 2
+
+
+def test_the_curve_of_a_front_by_hand():
+    """(1/2, 1/2) lies on a line, p = 1; (sqrt 1/2, sqrt 1/2) on a circle, p = 2; (0.9, 0.2) is off the diagonal."""
+    assert exponent(np.array([[0.5, 0.5], [0.9, 0.2]])) == pytest.approx(1)
+    assert exponent(np.array([[0.5**0.5, 0.5**0.5]])) == pytest.approx(2)
+    assert exponent(np.zeros((0, 2))) == 1
+
+
+def test_the_plane_through_the_extremes_by_hand():
+    """Through (0, 4) and (2, 0) it meets the axes at 2 and 4; without two extremes the largest values stand in."""
+    front = np.array([[0, 4.0], [1, 1], [2, 0]])
+    assert extremes(front).tolist() == [0, 2]
+    assert intercepts(front, extremes(front)) == pytest.approx([2, 4])
+    assert intercepts(np.array([[3.0, 0]]), np.array([0])).tolist() == [3, 1]
+
+
+def test_ends_survive_and_crowds_do_not():
+    """On a straight front a point in the middle of a gap beats one beside an end; a dominated one is worth 1 / f."""
+    values = np.array([[0, 1.0], [0.5, 0.5], [0.125, 0.875], [1, 0], [1, 1]])
+    scores = survival_scores(values, np.array([0, 0, 0, 0, 1]))
+    assert scores[[0, 3]].tolist() == [np.inf, np.inf]
+    # From (1/2, 1/2) to either end: 1 + 1. From (1/8, 7/8) to the end and to the middle: 1/4 + 3/4.
+    assert scores[[1, 2, 4]] == pytest.approx([2, 1, 1 / 2])
+
+
+# ---------------------------------------------------------------------------------------------- the searches
+
+
+def flipping(one: Configuration) -> dict[str, float]:
+    return measured(one) | {"flips": 0.3 - 0.01 * one.layers}
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory):
+    """40 evaluated candidates of AVATAR's space."""
+    space = avatar_space(3_000_000)
+    chosen = spread(space, 40, lambda one: one.reference_bytes() <= 3_000_000, np.random.default_rng(0))
+    path = tmp_path_factory.mktemp("ledger") / "points.jsonl"
+    evaluate_all(chosen, flipping, path, about=ABOUT)
+    return path
+
+
+def test_avatar_stays_within_the_size_and_picks_by_accuracy(ledger):
+    found = search("avatar", 3_000_000, read_ledger(ledger), seed=0)
+    assert list(found.reference) == ["megabytes_off", "gflops", "error"]
+    assert all(point.configuration.reference_bytes() <= 3_000_000 for point in found.front)
+    assert found.picked.values["error"] == min(point.values["error"] for point in found.front)
+    assert 0 < found.hypervolume < 1
+
+
+def test_morph_has_four_objectives_and_picks_by_size(ledger):
+    found = search("morph", 3_000_000, read_ledger(ledger), seed=0)
+    assert list(found.reference) == ["megabytes", "gflops", "error", "flips"]
+    off = [abs(point.values["megabytes"] - 3) for point in found.front]
+    assert abs(found.picked.values["megabytes"] - 3) == min(off)
+
+
+def test_ours_counts_what_ships_in_int8(ledger):
+    found = search("moekd", 1_000_000, read_ledger(ledger), seed=0)
+    assert max(point.values["megabytes"] for point in found.front) <= 1
+    one = found.picked.configuration
+    assert found.picked.values["megabytes"] == shipped_bytes(one) / 1e6
+    assert found.picked.values["gflops"] == cost_of(one.shape(), length=one.max_length).matrix_flops / 1e9
+
+
+def test_ties_in_accuracy_are_picked_by_work():
+    """methods.md 2.9: largest predicted accuracy within the size, ties by FLOPs; the size is checked again."""
+    small, large = (
+        Configuration(vocabulary=v, layers=1, hidden=16, heads=1, intermediate=32, max_length=256) for v in (1000, 9000)
+    )
+    front = [
+        Point(small, {"error": 0.3, "gflops": 2.0}),
+        Point(small, {"error": 0.3, "gflops": 1.0}),
+        Point(large, {"error": 0.1, "gflops": 1.0}),
+    ]
+    assert pick(RECIPES["avatar"], front, small.reference_bytes()) is front[1]
+    assert pick(RECIPES["avatar"], front, large.reference_bytes()) is front[2]
+    assert pick(RECIPES["morph"], front, large.reference_bytes() - 1) is front[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("3MB", 3_000_000), ("1.6 mb", 1_600_000), ("500kB", 500_000), ("2000", 2000)]
+)
+def test_sizes_are_decimal(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-3MB", "3GiB", "0MB", "1e6", "nan"])
+def test_what_is_no_size(text):
+    with pytest.raises(SettingsError, match="--budget wants a size such as 3MB"):
+        parse_bytes(text)
+
+
+# --------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_returns_the_published_three_megabytes(capsys, tmp_path):
+    """Without data or training, and with its costs."""
+    assert cli.main(["search", "compressor", "--budget", "3MB", "--json", "--out", str(tmp_path)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    wanted = {"heads": 8, "hidden": 96, "intermediate": 64, "layers": 12, "vocabulary": 1000}
+    assert {name: result["architecture"][name] for name in wanted} == wanted
+    assert result["cost"]["parameters"] == 756_098
+    assert result == json.loads((tmp_path / "search.json").read_text())
+
+
+def test_the_command_for_people(capsys, ledger):
+    assert cli.main(["search", "compressor", "--budget", "2MB"]) == 0
+    assert "505,666 parameters, 2,022,664 bytes, 2,048,584 by the reference's formula" in capsys.readouterr().out
+    assert cli.main(["search", "avatar", "--points", str(ledger)]) == 0
+    assert "surrogate of accuracy: error 0.0" in capsys.readouterr().out
+
+
+def test_the_command_draws_the_front(capsys, ledger, tmp_path):
+    assert cli.main(["search", "morph", "--points", str(ledger), "--json", "--out", str(tmp_path)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["surrogates"]["flips"]["points"] == 40
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["avatar"], "accuracy has 0 evaluated candidates and needs 10"),
+        (["moekd", "--budget", "20kB"], "size constraint (all shipped files in int8, estimated <= 20,000 bytes)"),
+        (["avatar", "--budget", "20kB"], "size constraint (4 x parameters by its formula <= 20,000 bytes)"),
+        (["compressor", "--budget", "20kB"], "Ask for --budget 108296"),
+        (["compressor", "--budget", "small"], "--budget wants a size"),
+    ],
+)
+def test_what_the_command_refuses(capsys, arguments, said):
+    assert cli.main(["search", *arguments]) == 2
+    assert said in capsys.readouterr().err
