@@ -428,7 +428,7 @@ def attack(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a saved model.", show_default=False)],
     data: Annotated[Path, typer.Option("--data", metavar="FILE", help="Labelled functions.", show_default=False)],
     attacks: Annotated[str, typer.Option("--attack", help="alert, mhm, wir-random; several with commas.")] = (
-        "alert,mhm,wir-random"
+        "mhm,wir-random"
     ),
     budget: Annotated[int, typer.Option(help="Most texts that the model is asked for in one attack.")] = 2000,
     samples: Annotated[int, typer.Option(help="How many functions of FILE are attacked, drawn by seed.")] = 200,
