@@ -184,38 +184,15 @@ def _set_dropout(config: Any, dropout: float) -> None:
             setattr(config, field, 0.0 if "att" in field else dropout)
 
 
-def roberta(
-    *,
-    tokenizer: Any,
-    max_length: int,
-    layers: int,
-    hidden: int,
-    heads: int,
-    intermediate: int,
-    dropout: float,
-    attention_dropout: float = 0.0,
-    activation: str = "gelu",
-    labels: Sequence[str] = LABELS,
-) -> Any:
+def roberta(**shape: Any) -> Any:
     """A RoBERTa sequence classifier (no pooler; dense h x h, tanh, h x classes) from random weights.
 
-    Positions start as sinusoids of the word embeddings' size instead of noise: order is then readable from the
-    first step, and a few thousand functions are too few to learn it from nothing.
+    Takes what `roberta_config` takes. Positions start as sinusoids of the word embeddings' size instead of noise:
+    order is then readable from the first step, and a few thousand functions are too few to learn it from nothing.
     """
     from transformers import RobertaForSequenceClassification
 
-    config = roberta_config(
-        tokenizer=tokenizer,
-        max_length=max_length,
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        intermediate=intermediate,
-        dropout=dropout,
-        attention_dropout=attention_dropout,
-        activation=activation,
-        labels=labels,
-    )
+    config = roberta_config(**shape)
     model = RobertaForSequenceClassification(config)
     model.set_attn_implementation(numerics.attention())
     start_positions_as_sinusoids(model.roberta.embeddings.position_embeddings.weight, config.initializer_range)
