@@ -151,23 +151,13 @@ def build_student(shape: Shape, tokenizer: Any, *, seed: int, dropout: float) ->
     torch.manual_seed(seed)
     if shape.start:
         return build(Encoder(name=shape.start), tokenizer, seed=seed, dropout=dropout)
+    sizes = {name: getattr(shape, name) for name in ("layers", "hidden", "heads", "intermediate")}
     if shape.architecture == "modernbert":
-        return modernbert(
-            tokenizer=tokenizer,
-            max_length=shape.positions,
-            layers=shape.layers,
-            hidden=shape.hidden,
-            heads=shape.heads,
-            intermediate=shape.intermediate,
-            dropout=dropout,
-        )
+        return modernbert(tokenizer=tokenizer, max_length=shape.positions, dropout=dropout, **sizes)
     return roberta(
         tokenizer=tokenizer,
         max_length=shape.positions - tokenizer.pad_token_id - 1,
-        layers=shape.layers,
-        hidden=shape.hidden,
-        heads=shape.heads,
-        intermediate=shape.intermediate,
         activation=shape.activation,
         dropout=dropout,
+        **sizes,
     )
