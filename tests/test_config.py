@@ -182,6 +182,16 @@ def test_settings_of_a_key(config):
     assert key_settings(settings, ["data"])["data.sources.0.kind"] == "embedded"
 
 
+def test_a_field_added_later_leaves_earlier_keys_as_they_were():
+    """A field of that kind is part of a key only with another value than its default; `config show` has it always."""
+    path = CONFIGS / "pretrain.toml"
+    as_before = load_pretrain_settings(path)
+    assert "pretrain.local_window" not in key_settings(as_before, ["pretrain"])
+    assert flat(as_before)["pretrain.local_window"] == 64
+    other = load_pretrain_settings(path, ["pretrain.local_window=32"])
+    assert key_settings(other, ["pretrain"])["pretrain.local_window"] == 32
+
+
 def test_the_wrong_command_for_a_config():
     """Each kind of config names the command it is for."""
     with pytest.raises(SettingsError, match=r"pretrain\.toml .* is a config of `moekd pretrain`, not of `moekd run`"):

@@ -1,7 +1,7 @@
 """The one tree of settings, checked while loading (settings_loading.py reads TOML and `--set`).
 
 Defaults live in these classes only. Every field that can change a result is part of the digest of the stages
-that read it; `NotInKey` marks the few that change speed or place, never results.
+that read it; `NotInKey` marks the few that change speed or place, never results, `Added` those that came later.
 """
 
 from __future__ import annotations
@@ -11,11 +11,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 _NOT_IN_KEY: dict[str, JsonValue] = {"not_in_key": True}
+_ADDED: dict[str, JsonValue] = {"added": True}
 
 
 def NotInKey(default: Any, **limits: Any) -> Any:
     """A field that changes speed or place but no result: left out of stage keys."""
     return Field(default, json_schema_extra=_NOT_IN_KEY, **limits)
+
+
+def Added(default: Any, **limits: Any) -> Any:
+    """A field whose default means what was done before the field existed.
+
+    Left out of stage keys while it has its default, so that earlier results stay valid.
+    """
+    return Field(default, json_schema_extra=_ADDED, **limits)
 
 
 class Settings(BaseModel):
@@ -151,7 +160,7 @@ class Pretrain(Settings):
     architecture: Literal["roberta", "modernbert"] = "modernbert"  # of a new encoder: pretrain/architectures.py
     # modernbert: tokens around its own that every second layer attends to; 0: every layer attends to all, as the
     # export to ONNX by tracing wants it.
-    local_window: int = Field(64, ge=0)
+    local_window: int = Added(64, ge=0)
     # Masked language model, or detection of tokens that a small masked language model replaced.
     objective: Literal["masked-tokens", "replaced-tokens"] = "masked-tokens"
     mask_share: float = Field(0.15, gt=0, lt=1)  # of all tokens

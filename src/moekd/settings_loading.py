@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from moekd.config import Attack, MoekdSettings, PretrainSettings, RootSettings, Settings
 from moekd.errors import SettingsError
@@ -113,7 +114,8 @@ def key_settings(settings: RootSettings, sections: Sequence[str]) -> dict[str, A
     Args:
         sections: dotted names of sections or of single settings, such as "data" or "mixture.k".
     Returns:
-        What a stage's key is made of: fields declared with `NotInKey` are left out.
+        What a stage's key is made of: fields declared with `NotInKey` are left out, those declared with `Added` while
+        they have their default.
     """
     kept: dict[str, Any] = {}
     for section in sections:
@@ -127,14 +129,21 @@ def key_settings(settings: RootSettings, sections: Sequence[str]) -> dict[str, A
 def _leaves(value: Any, key: str, *, everything: bool) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Settings):
         for name, field in type(value).model_fields.items():
-            extra = field.json_schema_extra
-            if everything or not (isinstance(extra, dict) and extra.get("not_in_key")):
-                yield from _leaves(getattr(value, name), f"{key}.{name}" if key else name, everything=everything)
+            held = getattr(value, name)
+            if everything or _changes_results(field, held):
+                yield from _leaves(held, f"{key}.{name}" if key else name, everything=everything)
     elif isinstance(value, tuple) and any(isinstance(item, Settings) for item in value):
         for index, item in enumerate(value):
             yield from _leaves(item, f"{key}.{index}", everything=everything)
     else:
         yield key, list(value) if isinstance(value, tuple) else value
+
+
+def _changes_results(field: FieldInfo, value: Any) -> bool:
+    extra = field.json_schema_extra
+    if not isinstance(extra, dict):
+        return True
+    return not extra.get("not_in_key") and not (extra.get("added") and value == field.default)
 
 
 # ------------------------------------------------------------------------------------------------ reading
