@@ -44,6 +44,8 @@ class Classifier:
         """Load a saved classifier, or any sequence classifier of a model hub by name."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        import moekd.wide  # noqa: F401 - makes its architectures known
+
         model = AutoModelForSequenceClassification.from_pretrained(
             str(folder), revision=revision, attn_implementation=numerics.attention()
         )
@@ -70,7 +72,7 @@ class Classifier:
 def length_limit(config: Any, tokenizer: Any) -> int:
     """Tokens a model can read: RoBERTa's positions start behind the padding id, so two of them are not usable."""
     positions = getattr(config, "max_position_embeddings", None) or 512
-    if config.model_type in {"roberta", "camembert", "xlm-roberta"}:
+    if config.model_type in {"roberta", "camembert", "xlm-roberta", "moekd-wide-roberta"}:
         positions -= config.pad_token_id + 1
     return int(min(positions, tokenizer.model_max_length))
 
@@ -151,11 +153,13 @@ def build(
             intermediate=encoder.intermediate,
             dropout=dropout,
             labels=labels,
+            ngram_buckets=encoder.ngram_buckets,
         )
     with loading(encoder):
         config = AutoConfig.from_pretrained(place_of(encoder.name), revision=encoder.revision, id2label=names)
         config.label2id = {name: index for index, name in names.items()}
         _set_dropout(config, dropout)
+        config = _with_table(config, encoder.ngram_buckets)
         if random_weights:
             return _from_random_weights(config)
         return AutoModelForSequenceClassification.from_pretrained(
@@ -168,11 +172,20 @@ def build(
         )
 
 
+def _with_table(config: Any, ngram_buckets: int) -> Any:
+    """The config as it is, or one with a table of n-grams (wide.py), where asked for."""
+    if not ngram_buckets:
+        return config
+    from moekd.wide import widened
+
+    return widened(config, ngram_buckets)
+
+
 def _from_random_weights(config: Any) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation=numerics.attention())
-    if config.model_type == "roberta":  # a fair start, as for our own shapes
+    if hasattr(model, "roberta"):  # a fair start, as for our own shapes
         start_positions_as_sinusoids(model.roberta.embeddings.position_embeddings.weight, config.initializer_range)
     return model.float()
 
@@ -184,19 +197,14 @@ def _set_dropout(config: Any, dropout: float) -> None:
             setattr(config, field, 0.0 if "att" in field else dropout)
 
 
-def roberta(**shape: Any) -> Any:
+def roberta(*, ngram_buckets: int = 0, **shape: Any) -> Any:
     """A RoBERTa sequence classifier (no pooler; dense h x h, tanh, h x classes) from random weights.
 
-    Takes what `roberta_config` takes. Positions start as sinusoids of the word embeddings' size instead of noise:
-    order is then readable from the first step, and a few thousand functions are too few to learn it from nothing.
+    Takes what `roberta_config` takes, and rows of an n-gram table. Positions start as sinusoids of the word
+    embeddings' size instead of noise: order is then readable from the first step, and a few thousand functions are too
+    few to learn it from nothing.
     """
-    from transformers import RobertaForSequenceClassification
-
-    config = roberta_config(**shape)
-    model = RobertaForSequenceClassification(config)
-    model.set_attn_implementation(numerics.attention())
-    start_positions_as_sinusoids(model.roberta.embeddings.position_embeddings.weight, config.initializer_range)
-    return model
+    return _from_random_weights(_with_table(roberta_config(**shape), ngram_buckets))
 
 
 def roberta_config(
@@ -237,13 +245,9 @@ def roberta_config(
     )
 
 
-def modernbert(**shape: Any) -> Any:
-    """A ModernBERT sequence classifier from random weights; takes what `modernbert_config` takes."""
-    from transformers import ModernBertForSequenceClassification
-
-    model = ModernBertForSequenceClassification(modernbert_config(**shape))
-    model.set_attn_implementation(numerics.attention())
-    return model
+def modernbert(*, ngram_buckets: int = 0, **shape: Any) -> Any:
+    """A ModernBERT sequence classifier from random weights; takes what `modernbert_config` takes, and table rows."""
+    return _from_random_weights(_with_table(modernbert_config(**shape), ngram_buckets))
 
 
 def modernbert_config(

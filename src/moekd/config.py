@@ -124,6 +124,7 @@ class Encoder(Settings):
     hidden: int = Field(128, ge=8)
     heads: int = Field(4, ge=1)
     intermediate: int = Field(512, ge=8)
+    ngram_buckets: int = Added(0, ge=0)  # rows of a linear model over hashed token n-grams beside the encoder; 0: none
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Encoder:

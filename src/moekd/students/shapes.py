@@ -28,6 +28,7 @@ class Shape:
     lowercase: bool = True  # both references lower-case the text before the BPE
     architecture: Literal["roberta", "modernbert"] = "roberta"
     start: str | None = None  # pre-trained encoder of this shape that the package ships; None: random weights
+    ngram_buckets: int = 0  # rows of the n-gram table (wide.py); 0: none
 
     def __post_init__(self) -> None:
         if self.hidden % self.heads:
@@ -37,10 +38,11 @@ class Shape:
         """Parameters of the model that is built: one dense layer in the head, no pooler, one token type."""
         h, i, v = self.hidden, self.intermediate, vocabulary or self.vocabulary
         if self.architecture == "modernbert":  # no biases; the first layer has one norm less, the end and the head one
-            return v * h + h + self.layers * (4 * h * h + 3 * h * i + 2 * h) + (h * h + h) + 2 * h + 2
+            encoder = v * h + h + self.layers * (4 * h * h + 3 * h * i + 2 * h)
+            return encoder + (h * h + h) + 2 * h + 2 + self.ngram_buckets
         embeddings = v * h + self.positions * h + h + 2 * h
         layer = 4 * (h * h + h) + 2 * h * i + i + h + 4 * h
-        return embeddings + self.layers * layer + (h * h + h) + 2 * h + 2
+        return embeddings + self.layers * layer + (h * h + h) + 2 * h + 2 + self.ngram_buckets
 
     def reference_parameters(self) -> int:
         """Parameters by the references' formula, which counts a pooler the model lacks (methods.md 1.10 j).
@@ -117,8 +119,9 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-# The same student, but pre-trained on C and C++ first, with the tokenizer of that.
+# The same student, but pre-trained on C and C++ first, with the tokenizer of that; and with an n-gram table beside it.
 SHAPES["rotary-3mb-pretrained"] = replace(SHAPES["rotary-3mb"], start="moekd-mini-student")
+SHAPES["wide-3mb"] = replace(SHAPES["rotary-3mb-pretrained"], ngram_buckets=2**15)
 
 
 def shape_named(name: str) -> Shape:
@@ -150,8 +153,9 @@ def build_student(shape: Shape, tokenizer: Any, *, seed: int, dropout: float) ->
 
     torch.manual_seed(seed)
     if shape.start:
-        return build(Encoder(name=shape.start), tokenizer, seed=seed, dropout=dropout)
-    sizes = {name: getattr(shape, name) for name in ("layers", "hidden", "heads", "intermediate")}
+        start = Encoder(name=shape.start, ngram_buckets=shape.ngram_buckets)
+        return build(start, tokenizer, seed=seed, dropout=dropout)
+    sizes = {name: getattr(shape, name) for name in ("layers", "hidden", "heads", "intermediate", "ngram_buckets")}
     if shape.architecture == "modernbert":
         return modernbert(tokenizer=tokenizer, max_length=shape.positions, dropout=dropout, **sizes)
     return roberta(

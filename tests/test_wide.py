@@ -1,0 +1,138 @@
+"""The n-gram table beside an encoder: its hashes, its logits, and models that have one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, BertConfig
+
+from moekd.classifier import Classifier, build, place_of, roberta
+from moekd.config import Encoder
+from moekd.errors import SettingsError
+from moekd.experts.training import _start_from
+from moekd.students.shapes import SHAPES, build_student
+from moekd.wide import NGramTable, ngram_buckets, widened
+
+_BUCKETS = 64
+
+
+def slow_buckets(ids: list[int], buckets: int) -> list[int]:
+    """The hash as its definition says, number by number."""
+    factors, prime = (1_103_515_245, 1_640_531_527, 1_013_904_223), 2**31 - 1
+    found = []
+    for order in (1, 2, 3):
+        for start in range(len(ids) - order + 1):
+            gram = ids[start : start + order]
+            hashed = sum(factor * token for factor, token in zip(factors, gram, strict=False))
+            found.append((hashed + order * 374_761_393) % prime % buckets)
+    return sorted(found)
+
+
+@given(
+    texts=st.lists(st.lists(st.integers(0, 65_535), min_size=3, max_size=12), min_size=1, max_size=4),
+)
+@hypothesis_settings(max_examples=50, deadline=None)
+def test_buckets_are_those_of_the_definition(texts):
+    """In a padded batch every text has the buckets that a loop over its n-grams finds, and no others."""
+    longest = max(map(len, texts))
+    ids = torch.tensor([text + [1] * (longest - len(text)) for text in texts])
+    mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
+    for text, row in zip(texts, ngram_buckets(ids, mask, buckets=_BUCKETS).tolist(), strict=True):
+        expected = slow_buckets(text, _BUCKETS)
+        assert row == expected + [_BUCKETS] * (len(row) - len(expected))
+
+
+def test_logits_by_hand():
+    """Each distinct bucket counts once; the sum is divided by the square root of their number and multiplied by 8."""
+    table = NGramTable(_BUCKETS, classes=3)
+    with torch.no_grad():
+        table.weight.copy_(torch.arange(_BUCKETS * 2, dtype=torch.float32).reshape(_BUCKETS, 2) / 100)
+    ids = [7, 7, 7]  # one single token, one pair, one triple
+    distinct = sorted(set(slow_buckets(ids, _BUCKETS)))
+    assert len(distinct) == 3
+    expected = [0.0, *(8 / math.sqrt(3) * sum((2 * bucket + c) / 100 for bucket in distinct) for c in (0, 1))]
+    np.testing.assert_allclose(table(torch.tensor([ids])).detach()[0], expected, rtol=1e-6)
+
+
+def test_an_untrained_table_says_nothing(tokenizer):
+    """It starts at zero: the classifier's logits are those of the encoder alone."""
+    encoder = Encoder(layers=1, hidden=16, heads=2, intermediate=16, max_length=32)
+    plain = build(encoder, tokenizer, seed=1, dropout=0.0)
+    wide = build(encoder.model_copy(update={"ngram_buckets": _BUCKETS}), tokenizer, seed=1, dropout=0.0)
+    wide.load_state_dict(plain.state_dict(), strict=False)
+    texts = ["int f(void) { return 1; }", "void g(char *p) { free(p); }"]
+    np.testing.assert_array_equal(
+        Classifier(plain.eval(), tokenizer, 32).logits(texts), Classifier(wide.eval(), tokenizer, 32).logits(texts)
+    )
+
+
+def test_saved_and_loaded(tokenizer, tmp_path):
+    """The folder holds the table; the loaded model answers the same, in a padded batch as for a single text."""
+    model = build(
+        Encoder(layers=1, hidden=16, heads=2, intermediate=16, max_length=32, ngram_buckets=_BUCKETS),
+        tokenizer,
+        seed=0,
+        dropout=0.0,
+    )
+    torch.nn.init.normal_(model.ngrams.weight)
+    classifier = Classifier(model.eval(), tokenizer, 32)
+    classifier.save_pretrained(tmp_path)
+    loaded = Classifier.from_pretrained(tmp_path)
+    texts = ["int f(void) { return 1; }", "void g(char *p, int n) { for (;;) free(p); }"]
+    assert loaded.max_length == 32
+    np.testing.assert_array_equal(loaded.logits(texts), classifier.logits(texts))
+    np.testing.assert_allclose(
+        np.concatenate([loaded.logits([text]) for text in texts]), loaded.logits(texts), atol=1e-5
+    )
+
+
+def test_a_pre_trained_encoder_keeps_its_weights():
+    """The shape `wide-3mb` has moekd-mini-student's weights, a table of zeros, and as many parameters as it says."""
+    tokenizer = AutoTokenizer.from_pretrained(place_of("moekd-mini-student"))
+    shape = SHAPES["wide-3mb"]
+    model = build_student(shape, tokenizer, seed=0, dropout=0.0)
+    plain = build_student(replace(shape, ngram_buckets=0), tokenizer, seed=0, dropout=0.0)
+    assert model.num_parameters() == shape.parameters()
+    assert not model.ngrams.weight.any()
+    for name, weight in plain.base_model.state_dict().items():
+        assert torch.equal(weight, model.base_model.state_dict()[name])
+
+
+def test_an_expert_starts_from_a_wide_teacher(tokenizer, tmp_path):
+    """The encoder's weights are taken over; the table stays fresh, as the head does."""
+    encoder = Encoder(layers=1, hidden=16, heads=2, intermediate=16, max_length=32, ngram_buckets=_BUCKETS)
+    teacher, expert = (build(encoder, tokenizer, seed=seed, dropout=0.0) for seed in (0, 1))
+    torch.nn.init.normal_(teacher.ngrams.weight)
+    Classifier(teacher, tokenizer, 32).save_pretrained(tmp_path)
+    _start_from(expert, tmp_path)
+    assert not expert.ngrams.weight.any()
+    for name, weight in teacher.base_model.state_dict().items():
+        assert torch.equal(weight, expert.base_model.state_dict()[name])
+
+
+def test_the_table_learns(tokenizer):
+    """Trained alone, it tells apart texts that differ in one token."""
+    model = roberta(
+        tokenizer=tokenizer, max_length=32, layers=1, hidden=8, heads=1, intermediate=8, dropout=0.0,
+        ngram_buckets=2**12,
+    )  # fmt: skip
+    ids = torch.tensor([[0, 20, 21, 22, 2], [0, 20, 23, 22, 2]])
+    optimizer = torch.optim.AdamW(model.ngrams.parameters(), lr=1e-2)
+    for _ in range(20):
+        loss = model(input_ids=ids, labels=torch.tensor([0, 1])).loss
+        loss.backward()
+        optimizer.step()
+        model.zero_grad()
+    assert float(loss.detach()) < 0.1
+
+
+def test_other_architectures_are_refused():
+    with pytest.raises(SettingsError, match=r"n-gram table .* modernbert, roberta; this one is a bert"):
+        widened(BertConfig(), 64)
