@@ -341,6 +341,9 @@ def test_the_shared_encoder_answers_both_questions(inputs, corpus, tmp_path):
     stored = read_arrays(tmp_path / "targets.npz")
     assert stored["logits"].shape == (len(corpus.samples["train_b"]), len(groups.names))
     np.testing.assert_allclose(stored["logits"][:5], logits, atol=0.02)  # scored in bf16
+    read = shared.load_features(tmp_path, "train_b")  # the logits are the last of the features
+    np.testing.assert_array_equal(read[:, -len(groups.names) :], stored["logits"])
+    assert read.shape[1] == 2 * saved.model.config.hidden_size + len(LABELS) + len(groups.names)
     assert facts["rows"]["train_seconds"] > 0
 
 

@@ -280,6 +280,7 @@ def _router(settings: MoekdSettings, corpus: Mapping[str, Step], partition: Step
             reads=("encoder", "experts.training", "router.gamma"),
             needs=needs,
             variant=variant,
+            version=2,
         )
     if settings.router.start == "teacher":
         needs["teacher"] = teacher

@@ -88,7 +88,8 @@ def train_shared(
     router = {}
     for part in PARTS:
         values, logits = features(model, corpus.tokens[part], pad_id=corpus.pad_id, bf16=training.bf16)
-        write_arrays(folder / f"{part}-features.npz", {"values": values})
+        # The logits belong to the features: what an n-gram table says (wide.py) is in them only.
+        write_arrays(folder / f"{part}-features.npz", {"values": np.concatenate([values, logits], axis=1)})
         router[part] = logits[:, 2:]
     save_logits({part: router[part] for part in ANSWERED}, corpus, folder)
     forget_checkpoints(folder)
