@@ -213,20 +213,18 @@ def test_finished_experts_are_not_trained_again(inputs, tasks, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.name in ("best.safetensors", "checkpoint")]
 
 
-def test_experts_start_from_the_teacher_with_a_head_of_their_own(inputs, corpus, tasks, tmp_path):
+def test_experts_start_from_the_whole_teacher(inputs, corpus, tasks, tmp_path):
+    """Before its first step each expert is the teacher, head included: its question is a part of the teacher's."""
     chosen = settings(experts={"start": "teacher"})
     teacher = training.new_model(chosen, corpus, chosen.teacher.training, LABELS, 5)
     training.save_model(teacher, corpus, tmp_path / "teacher" / "model", chosen)
     training.train_experts(chosen, {**inputs, "teacher": tmp_path / "teacher"}, tmp_path, partition="cwe", seed=0)
-    heads = []
-    for folder in tmp_path.glob("expert-*"):
-        expert = Classifier.from_pretrained(folder).model
-        for name, value in teacher.base_model.state_dict().items():
-            assert torch.equal(value, expert.base_model.state_dict()[name]), name
-        heads.append(expert.classifier.dense.weight)
-    assert len({head.detach().numpy().tobytes() for head in (*heads, teacher.classifier.dense.weight)}) == 1 + len(
-        heads
-    )
+    folders = list(tmp_path.glob("expert-*"))
+    assert len(folders) >= 3
+    for folder in folders:
+        expert = Classifier.from_pretrained(folder).model.state_dict()
+        for name, value in teacher.state_dict().items():
+            assert torch.equal(value, expert[name]), name
 
 
 def test_the_best_epoch_is_judged_by_f1_at_one_to_one(inputs, corpus, tasks, tmp_path):

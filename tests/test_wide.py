@@ -17,6 +17,7 @@ from moekd.classifier import Classifier, build, place_of, roberta
 from moekd.config import Encoder
 from moekd.errors import SettingsError
 from moekd.experts.training import _start_from
+from moekd.records import LABELS
 from moekd.students.shapes import SHAPES, build_student
 from moekd.wide import NGramTable, ngram_buckets, widened
 
@@ -105,16 +106,19 @@ def test_a_pre_trained_encoder_keeps_its_weights():
         assert torch.equal(weight, model.base_model.state_dict()[name])
 
 
-def test_an_expert_starts_from_a_wide_teacher(tokenizer, tmp_path):
-    """The encoder's weights are taken over; the table stays fresh, as the head does."""
+@pytest.mark.parametrize("whole", [True, False])
+def test_starting_from_a_wide_teacher(tokenizer, tmp_path, whole):
+    """An expert takes over the table with everything else; a router, of other classes, the encoder only."""
     encoder = Encoder(layers=1, hidden=16, heads=2, intermediate=16, max_length=32, ngram_buckets=_BUCKETS)
-    teacher, expert = (build(encoder, tokenizer, seed=seed, dropout=0.0) for seed in (0, 1))
+    teacher = build(encoder, tokenizer, seed=0, dropout=0.0)
+    labels = LABELS if whole else ("a", "b", "c")
+    started = build(encoder, tokenizer, labels=labels, seed=1, dropout=0.0)
     torch.nn.init.normal_(teacher.ngrams.weight)
     Classifier(teacher, tokenizer, 32).save_pretrained(tmp_path)
-    _start_from(expert, tmp_path)
-    assert not expert.ngrams.weight.any()
+    _start_from(started, tmp_path, whole=whole)
+    assert bool(started.ngrams.weight.any()) == whole
     for name, weight in teacher.base_model.state_dict().items():
-        assert torch.equal(weight, expert.base_model.state_dict()[name])
+        assert torch.equal(weight, started.base_model.state_dict()[name])
 
 
 def test_the_table_learns(tokenizer):

@@ -188,7 +188,7 @@ class Experts(Settings):
 
     mode: Literal["full", "shared"] = "full"  # one fine-tuned encoder each, or heads on one shared encoder
     negatives: Literal["all", "benign"] = "all"  # other groups and non-vulnerable code, or the latter only
-    start: Literal["encoder", "teacher"] = "encoder"  # full: weights to start from
+    start: Literal["encoder", "teacher"] = "encoder"  # full: weights to start from, the teacher's head included
     training: Training = Training()  # full: each expert; shared: the shared encoder
     head_epochs: int = Field(30, ge=1)  # shared: epochs of the light heads on cached features
     head_learning_rate: float = Field(1e-3, gt=0)
@@ -198,7 +198,7 @@ class Router(Settings):
     """Chooses experts by predicted CWE group (methods.md 5.4, 6.3 step 4)."""
 
     gamma: float = Field(1.0, ge=0)  # focusing parameter of the focal loss
-    start: Literal["encoder", "teacher"] = "encoder"
+    start: Literal["encoder", "teacher"] = "encoder"  # weights to start from; head and n-gram table are fresh
     training: LongTraining = LongTraining()
 
 

@@ -322,6 +322,7 @@ def _scores(
             reads=("encoder", "experts"),
             needs={**needs, **start},
             variant=variant,
+            version=2,
         )
         asked = {"experts": experts, "router": router}
     selected = settings.mixture.table == "selected"

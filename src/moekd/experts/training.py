@@ -112,7 +112,7 @@ def _train_expert(
 
     model = new_model(settings, corpus, training, LABELS, expert_seed)
     if settings.experts.start == "teacher":
-        _start_from(model, inputs["teacher"] / "model")
+        _start_from(model, inputs["teacher"] / "model", whole=True)
     task = Task(
         name=f"expert {name}",
         tokens=corpus.tokens["train_a"],
@@ -172,7 +172,7 @@ def train_router(
     router_seed = numerics.seed_of(seed, "router")
     model = new_model(settings, corpus, training, groups.names, router_seed)
     if settings.router.start == "teacher":
-        _start_from(model, inputs["teacher"] / "model")
+        _start_from(model, inputs["teacher"] / "model", whole=False)
     task = Task(
         name="router",
         tokens=corpus.tokens["train_a"],
@@ -223,10 +223,13 @@ def new_model(settings: MoekdSettings, corpus: Corpus, training: Training, label
     return build(settings.encoder, corpus.tokenizer, labels=labels, seed=seed, dropout=training.dropout)
 
 
-def _start_from(model: Any, folder: Path) -> None:
-    """Copy the fine-tuned encoder's weights; the head stays fresh, its question is another."""
+def _start_from(model: Any, folder: Path, *, whole: bool) -> None:
+    """Copy the teacher's weights: the whole model, whose question an expert narrows down, or the encoder only."""
     trained = Classifier.from_pretrained(folder).model
-    model.base_model.load_state_dict(trained.base_model.state_dict())
+    if whole:
+        model.load_state_dict(trained.state_dict())
+    else:
+        model.base_model.load_state_dict(trained.base_model.state_dict())
 
 
 def _cross_entropy(labels: np.ndarray, logits: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
