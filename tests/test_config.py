@@ -122,6 +122,46 @@ def test_errors_name_key_value_place_and_what_is_allowed(config, overrides, mess
         load_settings(config, overrides)
 
 
+TASKS = {
+    "multi-class": ["data.task=multi-class", "data.classes=cwe-group", "data.balance=false"],
+    "pair": ["data.task=pair", "data.balance=false", "data.sources.0={kind='jsonl', path='pairs.jsonl'}"],
+}
+SINGLE = 'student.systems=["single", "hard"]'
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([*TASKS["multi-class"]], 'holds moe, ensemble, random-partition, but with data.task = "multi-class" there is'),
+        ([*TASKS["multi-class"], 'student.systems=["moe"]'], "its router predicts the group of a function, which here"),
+        ([*TASKS["pair"], 'student.systems=["single", "ensemble"]'], "student.systems holds ensemble, but with"),
+        ([*TASKS["pair"]], "its experts are of groups of vulnerabilities, and pairs of functions have none"),
+        ([*TASKS["pair"], SINGLE, "mixture.k=1"], 'mixture cannot be used with data.task = "pair"'),
+        ([*TASKS["pair"], SINGLE, 'attack.attacks=["mhm"]'], 'attack.attacks cannot be used with data.task = "pair"'),
+        ([*TASKS["multi-class"], SINGLE, "search.points=10"], "search.points cannot be used with data.task"),
+        ([*TASKS["pair"], SINGLE, "data.split=time"], 'pairs are split by function, which is split = "random"'),
+        ([*TASKS["pair"], SINGLE, "data.classes=cwe-group"], 'classes = "cwe-group" is for task = "multi-class"'),
+        ([*TASKS["multi-class"], "data.balance=true"], "each vulnerable one, which task"),
+        (["data.task=multi-class", "data.balance=false"], "reads sources of kind parquet, jsonl, hub"),
+        (["data.classes=cwe-group"], 'classes = "cwe-group" is for task = "multi-class", got task = "binary"'),
+    ],
+)
+def test_what_has_no_meaning_for_a_task_is_refused(config, overrides, message):
+    """Before any training, with what to do; nothing is left out silently."""
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        load_settings(config, overrides)
+
+
+@pytest.mark.parametrize("overrides", TASKS.values(), ids=TASKS)
+def test_tasks_with_single_teacher_and_labels_load(config, overrides):
+    """And the task is part of the data stage's key, while binary data keep the keys they had."""
+    assert key_settings(load_settings(config, [*overrides, SINGLE]), ["data"])["data.task"] in TASKS
+    assert (
+        not {"data.task", "data.classes", "data.class_min_samples"}
+        & key_settings(load_settings(config), ["data"]).keys()
+    )
+
+
 def test_an_error_of_the_file_names_the_file(tmp_path):
     path = written(tmp_path, SMALL.replace("temperature", "temprature"))
     with pytest.raises(SettingsError) as caught:

@@ -75,6 +75,28 @@ def test_dist_by_hand():
     assert float(both) == pytest.approx(3 * 2 / 3 + 10 * 1 / 2)
 
 
+def test_three_classes_by_hand():
+    """Teacher (1/2, 1/4, 1/4), student (1/4, 1/2, 1/4): 0.5 ln 2 + 0.25 ln(1/2) = 0.25 ln 2 nats."""
+    teacher, learner = logits([math.log(2), 0, 0]), logits([0, math.log(2), 0])
+    assert float(soft_target_loss(learner, teacher, temperature=1.0)) == pytest.approx(0.25 * math.log(2))
+
+
+def test_dist_of_three_classes_by_hand():
+    """Teacher (2, 1, 1)/4 and (1, 2, 1)/4, student twice (1, 2, 1)/4.
+
+    Over classes: centred (2, -1, -1) and (-1, 2, -1) correlate by -1/2; the second rows are equal: distances 3/2 and 0.
+    Over samples the student is constant in every class: distance 1. Unlike with two classes, the first term teaches.
+    """
+    double = math.log(2)
+    teacher, learner = logits([double, 0, 0], [0, double, 0]), logits([0, double, 0], [0, double, 0])
+    loss = dist_loss(learner.requires_grad_(), teacher, temperature=1.0, inter_weight=4.0, intra_weight=0.0)
+    assert float(loss.detach()) == pytest.approx(4 * 3 / 4)
+    loss.backward()
+    assert float(learner.grad[0].abs().max()) > 0.1
+    both = dist_loss(learner.detach(), teacher, temperature=1.0, inter_weight=0.0, intra_weight=10.0)
+    assert float(both) == pytest.approx(10)
+
+
 def test_cosine_by_hand():
     """(3/4, 1/4) and (1/4, 3/4): the products sum to 6/16, the lengths squared are 10/16 each, so cosine 0.6."""
     assert float(cosine_loss(logits([0, LN3]), logits([LN3, 0]), temperature=1.0)) == pytest.approx(0.4)

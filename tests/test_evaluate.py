@@ -13,13 +13,16 @@ from sklearn import metrics
 
 from moekd.errors import DataError
 from moekd.evaluate import (
+    MEASURES,
     Estimate,
+    classification,
     detection,
     difference,
     estimate,
     mcnemar,
     measure,
     over_seeds,
+    pair_detection,
     resamples,
     routing,
     share,
@@ -77,6 +80,38 @@ def test_detection_by_hand():
     assert found["precision"] == found["recall"] == found["f1"] == pytest.approx(2 / 3)
     assert found["mcc"] == pytest.approx((2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2))
     assert found["auroc"] == pytest.approx((2 + 1.5 + 1) / 6)  # pairs won, the tie at 1 counted half
+
+
+def test_classification_agrees_with_scikit_learn():
+    """Four classes, one of which is never true and never chosen: macro-F1 is over the others."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=400)
+    logits = rng.normal(size=(400, 4)) + np.eye(4)[labels]
+    logits[:, 3] = -9
+    found = values(classification(logits, labels), 400)
+    chosen, p = logits.argmax(axis=1), np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert found == pytest.approx(
+        {
+            "accuracy": metrics.accuracy_score(labels, chosen),
+            "macro_f1": metrics.f1_score(labels, chosen, average="macro"),
+            "nll_nats": metrics.log_loss(labels, p, labels=range(4)),
+            "ece": found["ece"],  # has its own tests
+        }
+    )
+
+
+def test_pairs_have_the_measures_of_a_detector_and_macro_f1():
+    """Clones and others are equally a class: F1 of clones 2/3, of others 1/2, so macro-F1 7/12."""
+    logits, labels = logits_of([2, 1, -1, 1, -3]), np.array([1, 1, 1, 0, 0])
+    found = values(pair_detection(logits, labels), 5)
+    assert found.pop("macro_f1") == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found == pytest.approx(values(detection(logits, labels), 5))
+
+
+@pytest.mark.parametrize("task", MEASURES)
+def test_undefined_logits_are_refused_by_every_task(task):
+    with pytest.raises(DataError, match="NaN"):
+        MEASURES[task](np.array([[0.0, math.nan], [0, 1]]), np.array([0, 1]))
 
 
 def test_equal_logits_mean_not_vulnerable():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from moekd import partition
 from moekd.config import MoekdSettings
+from moekd.data.cwe import _table
 from moekd.errors import DataError, SettingsError
 from moekd.files import write_arrays
 from moekd.partition import Groups, at_random, by_clusters, by_cwe, group_of_cwe
@@ -258,6 +259,6 @@ def test_the_table_lists_every_cwe_of_bigvul():
     path = Path(os.environ["MOEKD_DATA"]) / "bigvul.parquet"
     cwes = pq.read_table(path, columns=["cwe"], filters=[("label", "=", 1)])["cwe"].to_pylist()
     sizes = Counter(group_of_cwe(cwe) for cwe in cwes)
-    listed = {f"CWE-{n}" for row in partition._table()["rows"] for n in row["ids"]}
+    listed = {f"CWE-{n}" for row in _table()["rows"] for n in row["ids"]}
     assert set(cwes) - listed == {None}
     assert (sizes["CWE-664"], sizes["CWE-264"], sizes["unknown"]) == (1026, 105, 4257)

@@ -360,6 +360,72 @@ def test_a_run_without_mixture_has_no_empty_tables(inputs, tmp_path):
     assert headings == ["Systems on the test part", "Recall by group"]
 
 
+@pytest.fixture
+def three_classes(monkeypatch, tmp_path) -> dict[str, Path]:
+    """60 functions a part of classes a, b and c in turn: a teacher wrong on 6, a student on 12, called `a` instead."""
+    parts = {
+        part: [Sample(f"{part}:{i}", "f", i % 3, "toy", digest=f"{part}{i}") for i in range(N)]
+        for part in ("train_a", "train_b", "valid", "test")
+    }
+    monkeypatch.setattr("moekd.data.load_parts", lambda folder: parts)
+    monkeypatch.setitem(globals(), "JUDGED", [*parts["valid"], *parts["test"]])
+    root = tmp_path / "steps"
+    root.mkdir()
+
+    def logits(wrong: int) -> np.ndarray:
+        truth = np.array([sample.label for sample in JUDGED])
+        called = np.where(np.arange(len(truth)) % N < wrong, 0, truth)
+        return 2.0 * np.eye(3)[called]
+
+    made = {"data": write_step(root, "data", "data", facts={"classes": ["a", "b", "c"]})}
+    write_json(made["data"] / "report.json", {"classes": ["a", "b", "c"]})
+    made["single"] = write_step(root, "single", "student", logits(6), system="student-single", student="tiny", seed=0)
+    made["hard"] = write_step(root, "hard", "student", logits(12), system="student-hard", student="tiny", seed=0)
+    return made
+
+
+def task_settings(task: str) -> MoekdSettings:
+    source = {"kind": "jsonl", "path": "rows.jsonl"}
+    return settings(
+        data={"task": task, "sources": [source], "balance": False},
+        student={"systems": ["single", "hard"]},
+        run={"seeds": [0]},
+    )
+
+
+def test_rows_and_tables_of_several_classes(three_classes, tmp_path):
+    """6 of 60 called `a`, of which two are: 4 wrong. Recall of b and c 18/20, of a 1; F1 40/44 and 36/38 twice."""
+    results(task_settings("multi-class"), three_classes, tmp_path)
+    found = read_json(tmp_path / "results.json")
+    single = {"system": "student-single", "part": "test"}
+    assert the(found["rows"], metric="accuracy", **single)["value"] == pytest.approx(56 / 60)
+    assert the(found["rows"], metric="macro_f1", **single)["value"] == pytest.approx((40 / 44 + 2 * 36 / 38) / 3)
+    recalls = [the(found["rows"], system="student-single", part=f"test/{name}", metric="recall") for name in "abc"]
+    assert [row["value"] for row in recalls] == pytest.approx([1, 0.9, 0.9])
+    assert [row["n"] for row in recalls] == [20, 20, 20]
+    assert not [row for row in found["rows"] if row["metric"] in ("f1", "auroc", "mcc")]
+    compared = the(found["comparisons"], first="student-single", metric="macro_f1")
+    assert (compared["second"], compared["difference"] > 0) == ("student-hard", True)
+    text = (tmp_path / "results.md").read_text()
+    headings = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
+    assert headings == ["Systems on the test part", "Recall by class", "Paired comparisons"]
+    main, recall, *_ = cells(text, "student-single")
+    assert (main[2].split()[0], main[3]) == ("0.933", "0.935")
+    assert recall[2:] == ["1.000", "0.900", "0.900"]
+
+
+def test_rows_and_tables_of_pairs(inputs, tmp_path):
+    """The measures of a detector, macro-F1, and recall of clones and of others; the text says pairs."""
+    made = {label: inputs[label] for label in ("data", "tokens")}
+    write_json(made["data"] / "report.json", {"classes": ["not_clone", "clone"]})
+    results(task_settings("pair"), made, tmp_path)
+    rows = [row for row in read_json(tmp_path / "results.json")["rows"] if row["part"] == "test"]
+    assert {"accuracy", "f1", "macro_f1", "auroc"} <= {row["metric"] for row in rows}
+    text = (tmp_path / "results.md").read_text()
+    assert "60 pairs." in text
+    assert "not_clone (30) | clone (30)" in text
+
+
 def test_the_published_tables_are_made_from_the_published_files():
     """docs/results.md says nothing that docs/results/*.json does not."""
     docs = Path(__file__).parent.parent / "docs"

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moekd.tokens import SPECIALS, Tokens, encode, token_batches, train_bpe
+from moekd.records import PAIR_MARK
+from moekd.tokens import SPECIALS, Tokens, encode, functions_of, token_batches, train_bpe
 
 ROWS = st.lists(st.lists(st.integers(0, 60_000), min_size=1, max_size=9), min_size=1, max_size=12)
 
@@ -146,3 +147,25 @@ def test_encoding_in_parts_changes_nothing(tokenizer):
 
 def test_encoding_nothing(tokenizer):
     assert len(encode(tokenizer, [], 64)) == 0
+
+
+# ---------------------------------------------------------------------------------------------- pairs
+
+
+@pytest.mark.parametrize(
+    ("lengths", "kept"),
+    [((3, 4), (3, 4)), ((9, 9), (5, 5)), ((2, 20), (2, 8)), ((20, 2), (8, 2)), ((20, 5), (5, 5)), ((6, 20), (5, 5))],
+)
+def test_a_pair_is_cut_fairly(lengths, kept):
+    """13 tokens hold 10 of the functions: half each, and what a short one leaves is the other's."""
+    bpe = train_bpe(["a b " * 50], vocabulary=300, max_length=13)
+    one, other = ("a " * lengths[0]).strip(), ("b " * lengths[1]).strip()
+    tokens = encode(bpe, [f"{one}{PAIR_MARK}{other}"], 13)
+    a, b = (encode(bpe, [text], 3).flat[1] for text in "ab")
+    start, end = SPECIALS.index("<s>"), SPECIALS.index("</s>")
+    assert tokens.flat.tolist() == [start, *[a] * kept[0], end, *[b] * kept[1], end]
+
+
+def test_functions_of_pairs_and_of_single_texts():
+    """What a tokenizer learns from: never the mark."""
+    assert functions_of(["x", f"y{PAIR_MARK}z"]) == ["x", "y", "z"]

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from moekd.records import TaskKind
+
 _NOT_IN_KEY: dict[str, JsonValue] = {"not_in_key": True}
 _ADDED: dict[str, JsonValue] = {"added": True}
 
@@ -73,6 +75,33 @@ class Data(Settings):
     max_characters: int = Field(40_000, ge=100)  # longer functions are dropped, with that reason
     limit: int | None = Field(None, ge=40)  # keep this many functions after balancing, drawn by seed
     shuffle_labels: bool = False  # a control: labels at random, so nothing can be learned
+    # binary: vulnerable or not; multi-class: one of several named classes; pair: whether two functions are clones.
+    task: TaskKind = Added("binary")
+    classes: Literal["label", "cwe-group"] = Added("label")  # multi-class: column `label`, or group of a vulnerability
+    class_min_samples: int = Added(20, ge=4)  # multi-class: functions of a class with fewer are dropped
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> Data:
+        if self.task == "binary":
+            if self.classes != "label":
+                raise ValueError(f'classes = "{self.classes}" is for task = "multi-class", got task = "binary"')
+            return self
+        if self.balance:
+            raise ValueError(
+                f"balance draws a non-vulnerable function for each vulnerable one, which task = "
+                f'"{self.task}" has none of: set balance = false'
+            )
+        if self.task == "pair" and self.split != "random":
+            raise ValueError(f'pairs are split by function, which is split = "random"; got "{self.split}"')
+        if self.task == "pair" and self.classes != "label":
+            raise ValueError(f'classes = "{self.classes}" is for task = "multi-class", got task = "pair"')
+        named = ("parquet", "jsonl", "hub")
+        if self.classes == "label" and any(source.kind not in named for source in self.sources):
+            raise ValueError(
+                f'task = "{self.task}" reads sources of kind {", ".join(named)}: others hold neither '
+                "names of classes nor pairs"
+            )
+        return self
 
 
 class Partition(Settings):
@@ -280,6 +309,12 @@ class RootSettings(Settings):
     run: Run = Run()
 
 
+_WHY_NO_MIXTURE = {
+    "multi-class": "its router predicts the group of a function, which here is the task itself",
+    "pair": "its experts are of groups of vulnerabilities, and pairs of functions have none",
+}
+
+
 class MoekdSettings(RootSettings):
     """Everything one `moekd run` needs."""
 
@@ -295,6 +330,25 @@ class MoekdSettings(RootSettings):
     search: Search = Search()
     evaluate: Evaluate = Evaluate()
     attack: Attack = Attack()
+
+    @model_validator(mode="after")
+    def _systems_have_a_meaning(self) -> MoekdSettings:
+        """Refuse before any training what has no meaning beyond binary detection, instead of leaving it out."""
+        task = self.data.task
+        if task == "binary":
+            return self
+        without = [system for system in self.student.systems if system not in ("single", "hard")]
+        if without:
+            raise ValueError(
+                f'student.systems holds {", ".join(without)}, but with data.task = "{task}" there is no mixture to '
+                f'learn from: {_WHY_NO_MIXTURE[task]}. Set student.systems = ["single", "hard"]'
+            )
+        sections = [name for name in ("partition", "experts", "router", "mixture") if name in self.model_fields_set]
+        for_detectors = {"attack.attacks": self.attack.attacks, "search.points": self.search.points}
+        unused = sections + [name for name, value in for_detectors.items() if value]
+        if unused:
+            raise ValueError(f'{", ".join(unused)} cannot be used with data.task = "{task}": leave it out')
+        return self
 
     @model_validator(mode="after")
     def _mixture_is_saved(self) -> MoekdSettings:

@@ -18,9 +18,9 @@ import numpy as np
 from moekd.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from moekd.records import Sample, Scorer
+    from moekd.records import Sample, Scorer, TaskKind
 
 #: Weights, (b, n), non-negative with positive sums -> values by name, (b,) each; NaN where undefined.
 Measures = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -130,6 +130,42 @@ def routing(logits: np.ndarray, groups: np.ndarray) -> Measures:
         }
 
     return measures
+
+
+def classification(logits: np.ndarray, labels: np.ndarray) -> Measures:
+    """Return the measures of a classifier of several classes: those of `routing`, and nll_nats.
+
+    Args:
+        logits: (n, C).
+        labels: class of each sample, 0 ... C - 1, (n,).
+    """
+    choices = routing(logits, labels)
+    largest = logits.max(axis=1).astype(np.float64)
+    normaliser = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
+    nll = normaliser - logits[np.arange(len(labels)), labels]
+
+    def measures(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {**choices(weights), "nll_nats": weights @ nll / weights.sum(axis=1)}
+
+    return measures
+
+
+def pair_detection(logits: np.ndarray, labels: np.ndarray) -> Measures:
+    """Return the measures of a clone detector: those of `detection`, and macro_f1 over clones and others."""
+    clones, both = detection(logits, labels), routing(logits, labels)
+
+    def measures(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {**clones(weights), "macro_f1": both(weights)["macro_f1"]}
+
+    return measures
+
+
+#: (logits, labels) -> measures of each task.
+MEASURES: Mapping[TaskKind, Callable[[np.ndarray, np.ndarray], Measures]] = {
+    "binary": detection,
+    "multi-class": classification,
+    "pair": pair_detection,
+}
 
 
 def share(name: str, hits: np.ndarray) -> Measures:

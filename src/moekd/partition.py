@@ -10,9 +10,9 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from moekd.data.cwe import OTHER, UNKNOWN, cwe_version, group_by_cwe, group_of_cwe
 from moekd.errors import DataError, SettingsError
 from moekd.files import read_arrays, read_json, write_json
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from moekd.config import MoekdSettings
     from moekd.records import Sample
-
-OTHER = "other"  # weaknesses outside the five pillars and three categories, and groups too small for an expert
-UNKNOWN = "unknown"  # vulnerable functions without a CWE
 
 PARTITION_FILE = "partition.json"
 EMBEDDINGS_FILE = "embeddings.npz"
@@ -53,35 +50,6 @@ class Groups:
 
 
 # ------------------------------------------------------------------------------------------------ by CWE
-
-
-@cache
-def _table() -> dict[str, Any]:
-    import json
-    from importlib.resources import files
-
-    return json.loads(files("moekd").joinpath("cwe_groups.json").read_text(encoding="utf-8"))
-
-
-def cwe_version() -> str:
-    """Version of the CWE list that the table of groups was made from."""
-    return _table()["cwe_version"]
-
-
-@cache
-def _group_by_cwe() -> dict[str, str]:
-    return {f"CWE-{number}": row["group"] for row in _table()["rows"] for number in row["ids"]}
-
-
-def group_of_cwe(cwe: str | None) -> str:
-    """Return the group of a CWE such as "CWE-119" before the size rule.
-
-    None is `unknown`; the categories 399, 264 and 189 are groups of their own; the pillars 664, 707, 284, 682
-    and 691 take their descendants; everything else, ids that the table does not list included, is `other`.
-    """
-    if cwe is None:
-        return UNKNOWN
-    return _group_by_cwe().get(cwe, OTHER)
 
 
 def by_cwe(
@@ -117,7 +85,7 @@ def _in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _pinned(names: Sequence[str], sizes: Mapping[str, int]) -> tuple[str, ...]:
-    allowed = _in_order({*_group_by_cwe().values(), OTHER, UNKNOWN})
+    allowed = _in_order({*group_by_cwe().values(), OTHER, UNKNOWN})
     for name in names:
         if name not in allowed:
             near = difflib.get_close_matches(name, allowed, n=1, cutoff=0)[0]
@@ -229,7 +197,7 @@ def assign(
         "sizes_in_half_a": groups.sizes(half_a),
         "sizes_in_half_a_before_merging": _by_size(group_of_cwe(s.cwe) for s in half_a),
         "cwes_not_in_table": _by_size(
-            s.cwe for s in (*half_a, *elsewhere) if s.cwe is not None and s.cwe not in _group_by_cwe()
+            s.cwe for s in (*half_a, *elsewhere) if s.cwe is not None and s.cwe not in group_by_cwe()
         ),
     }
 

@@ -18,14 +18,23 @@ PARTS: tuple[Part, ...] = ("train_a", "train_b", "valid", "test")
 #: Class index everywhere: 1 is vulnerable. Readers translate; nothing downstream flips it.
 LABELS = ("not_vulnerable", "vulnerable")
 
+#: What a data set asks: whether a function is vulnerable, which of several classes it has, or if two are clones.
+TaskKind = Literal["binary", "multi-class", "pair"]
+
+#: Classes of a pair of functions, by index.
+PAIR_LABELS = ("not_clone", "clone")
+
+#: Stands between the two functions of a pair's text. A noncharacter: Unicode reserves it for a program's own use.
+PAIR_MARK = "\ufdd0"
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One C or C++ function with its label; `None` means unknown."""
+    """One function, or a pair of them, with its label; `None` means unknown."""
 
     id: str  # "<dataset>:<row_id>", unique in a data set
-    func: str  # normalised text, see data/text.py: what every model reads
-    label: int  # 1 vulnerable, 0 not
+    func: str  # normalised text, see data/text.py: what every model reads; of a pair, both with PAIR_MARK between
+    label: int  # 1 vulnerable, 0 not; of other tasks, index of the class
     dataset: str
     kind: str | None = None  # "vulnerable", "fixed" (after the fix), "unchanged" (not touched by the fix)
     cwe: str | None = None  # first listed CWE as "CWE-119"
@@ -35,7 +44,9 @@ class Sample:
     commit: str | None = None
     date: str | None = None  # ISO date (2015-12-29), or the CVE's year (2015)
     pair: str | None = None  # joins a vulnerable function and its fixed version
-    digest: str = ""  # of the text without comments and white space; equal texts have equal digests
+    digest: str = (
+        ""  # of the text without comments and white space; equal texts, or pairs in any order, have equal ones
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,9 +50,11 @@ def run(settings: MoekdSettings, only: Collection[str] = ()) -> Path:
             results are of whatever has finished, now or earlier.
     """
     *steps, results = plan(settings)
-    _require_experts(settings, results.needs["partition"])
+    always = [results.needs[name] for name in ("data", "partition") if name in results.needs]
+    if "partition" in results.needs:
+        _require_experts(settings, results.needs["partition"])
     if only:
-        run_steps([*_chosen(steps, only), results.needs["data"], results.needs["partition"]], settings)
+        run_steps([*_chosen(steps, only), *always], settings)
         reported = {name: step for name, step in results.needs.items() if is_finished(step, settings)}
         results = replace(results, needs=reported)
     else:
@@ -143,7 +145,7 @@ def plan(settings: MoekdSettings) -> list[Step]:
         reported += _attacks(settings, data, reported, seed)
     # Groups of the per-group measures: those of the CWE taxonomy or the clusters of the first seed's router.
     routers = [step for step in reported if step.variant.get("system") == "router"]
-    needs = {"data": data, "partition": routers[0].needs["partition"]}
+    needs = {"data": data} | ({"partition": routers[0].needs["partition"]} if routers else {})
     needs |= {f"partition of seed {step.variant['seed']}": step.needs["partition"] for step in routers}
     results = Step(
         "results",
@@ -235,6 +237,10 @@ def _teacher_side(settings: MoekdSettings, data: Step, encoder: Step, seed: int)
         needs=corpus,
         variant={"system": "teacher", "seed": seed},
     )
+    control = replace(teacher, variant={"system": "teacher-random-weights", "seed": seed})
+    controls = {"teacher from random weights": control} if settings.teacher.random_control else {}
+    if settings.data.task != "binary":  # no groups of vulnerabilities, so no experts
+        return {"teacher": teacher, **controls}
     router = _router(settings, corpus, partition, teacher, seed)
     scores = _scores(settings, corpus, partition, router, teacher, seed, settings.partition.scheme)
     systems = {
@@ -244,10 +250,7 @@ def _teacher_side(settings: MoekdSettings, data: Step, encoder: Step, seed: int)
         "scores": scores,
         "mixture": _mixture(data, partition, scores, seed, "mixture", "top-k"),
     }
-    if settings.teacher.random_control:
-        systems["teacher from random weights"] = replace(
-            teacher, variant={"system": "teacher-random-weights", "seed": seed}
-        )
+    systems |= controls
     if settings.experts.mode == "full":
         asked = {name: systems[name] for name in ("router", "experts", "mixture")}
         systems["saved mixture"] = Step(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moekd.files import read_arrays, write_arrays
+from moekd.records import PAIR_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -138,12 +139,39 @@ def train_bpe(texts: Iterable[str], *, vocabulary: int, max_length: int, lowerca
 
 
 def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> Tokens:
-    """Encode texts once, cut at `max_length` tokens with specials included."""
+    """Encode texts once, cut at `max_length` tokens with specials included.
+
+    Texts of pairs, all of them or none, become `<s> first </s> second </s>`: one sequence, so that the model can
+    compare the two. A function that is too long gives way to a shorter one only beyond half of the room.
+    """
     if not texts:
         return Tokens.of(())
     step = 1000  # bounds the memory of the library's Encoding objects
     rows: list[list[int]] = []
     for start in range(0, len(texts), step):
         part = list(texts[start : start + step])
-        rows += tokenizer(part, truncation=True, max_length=max_length)["input_ids"]
+        if PAIR_MARK in part[0]:
+            rows += _pairs_encoded(tokenizer, part, max_length)
+        else:
+            rows += tokenizer(part, truncation=True, max_length=max_length)["input_ids"]
     return Tokens.of(rows)
+
+
+def _pairs_encoded(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    room = max_length - 3
+    first, second = (
+        tokenizer(list(side), truncation=True, max_length=room, add_special_tokens=False)["input_ids"]
+        for side in zip(*(text.split(PAIR_MARK) for text in texts), strict=True)
+    )
+    start, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    rows = []
+    for one, other in zip(first, second, strict=True):
+        of_one = max(room // 2, room - len(other))
+        kept = one[:of_one]
+        rows.append(start + kept + end + other[: room - len(kept)] + end)
+    return rows
+
+
+def functions_of(texts: Iterable[str]) -> list[str]:
+    """The functions that texts hold: the text itself, or both functions of a pair."""
+    return [function for text in texts for function in text.split(PAIR_MARK)]

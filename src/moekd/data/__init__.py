@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 from moekd import console
 from moekd.data import describe
 from moekd.data.balance import balance
+from moekd.data.classes import by_cwe_group, common_classes
 from moekd.data.clean import usable, without_duplicates
 from moekd.data.duplicates import Union, join_near_duplicates
+from moekd.data.pairs import split_pairs
 from moekd.data.readers import Tally, dataset_name, read
 from moekd.data.split import assign, clusters_of
 from moekd.errors import DataError, SettingsError
-from moekd.files import write_bytes, write_json
-from moekd.records import PARTS, Part, Sample
+from moekd.files import read_json, write_bytes, write_json
+from moekd.records import LABELS, PAIR_LABELS, PARTS, Part, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,22 +54,36 @@ def prepare(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path) -
     rng = Random(data.seed)
     loaded = load(data)
     tally = loaded.tally
-    _require_both_labels(loaded.samples, tally)
-    selected, partner, matched = _select(loaded.samples, data, tally, rng)
-    clusters = _clusters(selected, data.near_duplicate_jaccard)
-    parts = assign(selected, clusters, partner, data, tally, rng)
-    rows = [
-        (sample, part, cluster)
-        for sample, part, cluster in zip(selected, parts, clusters, strict=True)
-        if part is not None
-    ]
+    classes: tuple[str, ...] = LABELS
+    matched: dict[str, int] = {}
+    if data.task != "multi-class":
+        _require_both_labels(loaded.samples, tally)
+    if data.task == "pair":
+        classes, rows = PAIR_LABELS, split_pairs(loaded.samples, data, tally, rng)
+    else:
+        selected, partner, matched = _select(loaded.samples, data, tally, rng)
+        if data.task == "multi-class":
+            selected, classes = common_classes(selected, tally, least=data.class_min_samples)
+        clusters = _clusters(selected, data.near_duplicate_jaccard)
+        parts = assign(selected, clusters, partner, data, tally, rng, classes)
+        rows = [
+            (sample, part, cluster)
+            for sample, part, cluster in zip(selected, parts, clusters, strict=True)
+            if part is not None
+        ]
     assert len(rows) == tally.kept, f"{len(rows)} kept, but {tally.read} read and {tally.dropped} dropped"
     if data.shuffle_labels:
         rows = _with_shuffled_labels(rows, rng)
     _write(folder / SAMPLES, rows)
-    report = describe.report(rows, tally, matched)
+    report = describe.report(rows, tally, matched, classes)
     write_json(folder / REPORT, report)
-    return {name: report[name] for name in ("read", "kept", "dropped", "parts", "matched", "broken")}
+    facts = ("read", "kept", "dropped", "parts", "matched", "broken")
+    return {name: report[name] for name in (facts if data.task == "binary" else (*facts, "classes"))}
+
+
+def load_classes(settings: MoekdSettings, folder: Path) -> tuple[str, ...]:
+    """Return the names of the classes, in the order of the labels, of the data stage's folder."""
+    return LABELS if settings.data.task == "binary" else tuple(read_json(folder / REPORT)["classes"])
 
 
 def load_parts(folder: Path) -> dict[Part, list[Sample]]:
@@ -118,7 +134,7 @@ def load(data: Data) -> Loaded:
     for source in data.sources:
         with console.bar(None, f"reading {dataset_name(source)}") as advance:
             for sample in usable(
-                read(source, tally),
+                read(source, tally, "binary" if data.classes == "cwe-group" else data.task),
                 tally,
                 max_characters=data.max_characters,
                 include_fixed=data.include_fixed,
@@ -126,6 +142,8 @@ def load(data: Data) -> Loaded:
                 samples.append(sample)
                 advance(1)
     kept = without_duplicates(samples, tally)
+    if data.classes == "cwe-group":
+        kept = by_cwe_group(kept, tally)
     assert len(kept) == tally.kept, f"{len(kept)} kept, but {tally.read} read and {tally.dropped} dropped"
     return Loaded(kept, tally)
 

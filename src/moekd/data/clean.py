@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moekd.data.text import structural_fault
+from moekd.records import PAIR_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ _FILLED = ("kind", "cwe", "cve", "project", "family", "commit", "date", "pair")
 
 
 def usable(samples: Iterable[Sample], tally: Tally, *, max_characters: int, include_fixed: bool) -> Iterator[Sample]:
-    """Yield the samples that hold one whole function each; count the others into `tally` by reason.
+    """Yield the samples whose functions, one or a pair, are whole; count the others into `tally` by reason.
 
     The reasons: "fixed version" (unless `include_fixed`), "empty", "shorter than 30 characters", "longer than
     data.max_characters", "no function body", "unbalanced brackets". Lengths are those of the normalised text.
@@ -28,7 +29,8 @@ def usable(samples: Iterable[Sample], tally: Tally, *, max_characters: int, incl
         if sample.kind == "fixed" and not include_fixed:
             reason: str | None = "fixed version"
         else:
-            reason = _fault(sample.func, max_characters)
+            faults = (_fault(text, max_characters) for text in sample.func.split(PAIR_MARK))
+            reason = next((fault for fault in faults if fault), None)
         if reason is None:
             yield sample
         else:

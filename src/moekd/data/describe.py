@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from moekd.data.text import count_lines
-from moekd.records import LABELS, PARTS
+from moekd.records import LABELS, PAIR_MARK, PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -15,35 +15,46 @@ if TYPE_CHECKING:
     from moekd.data.readers import Tally
     from moekd.records import Part, Sample
 
+_CLUSTERS = (
+    "{count:,} sets of near-duplicates, or of a function and its fix, hold {functions:,} functions; "
+    "the largest {largest:,}"
+)
 _PROJECTS = 20  # named in the report; the others are summed
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _QUANTILES = tuple(f"p{100 * share:.0f}" for share in _SHARES)
 
 
-def report(rows: Sequence[tuple[Sample, Part, int]], tally: Tally, matched: Mapping[str, int]) -> dict[str, Any]:
-    """Return the report as plain data. `rows` are (sample, part, cluster); counts are of functions.
+def report(
+    rows: Sequence[tuple[Sample, Part, int]], tally: Tally, matched: Mapping[str, int], classes: Sequence[str] = LABELS
+) -> dict[str, Any]:
+    """Return the report as plain data. `rows` are (sample, part, cluster); counts are of functions, or of pairs.
 
-    Keys: read, kept, dropped, broken, notes, parts, datasets, projects, cwes (of vulnerable functions), lengths
-    (quantiles by label), matched (pairs by rule), clusters (sets of more than one near-duplicate or pair mate).
+    Keys: classes (names by label), read, kept, dropped, broken, notes, parts, datasets, projects, cwes (of vulnerable
+    functions; with more classes than two, of all), functions (of pairs: distinct ones by part), lengths (quantiles by
+    label), matched (pairs by rule), clusters (sets of more than one near-duplicate or pair mate).
     """
     samples = [sample for sample, _, _ in rows]
     sizes = [size for size in Counter(cluster for _, _, cluster in rows).values() if size > 1]
+    functions = _distinct(rows)
+    with_cwe = [] if functions else [s for s in samples if s.label or len(classes) > 2]
     return {
+        "classes": list(classes),
         "read": tally.read,
         "kept": len(rows),
         "dropped": dict(tally.dropped.most_common()),
         "broken": tally.broken,
         "notes": dict(tally.notes.most_common()),
-        "parts": _by_label(((part, sample) for sample, part, _ in rows), PARTS),
-        "datasets": _by_label((s.dataset, s) for s in samples),
-        "projects": _largest(_by_label((s.project or "unknown", s) for s in samples), _PROJECTS),
-        "cwes": dict(Counter(s.cwe or "unknown" for s in samples if s.label).most_common()),
+        "parts": _by_label(((part, sample) for sample, part, _ in rows), classes, PARTS),
+        "datasets": _by_label(((s.dataset, s) for s in samples), classes),
+        "projects": _largest(_by_label(((s.project or "unknown", s) for s in samples), classes), _PROJECTS),
+        "cwes": dict(Counter(s.cwe or "unknown" for s in with_cwe).most_common()),
+        "functions": functions,
         "lengths": {
-            LABELS[label]: {
+            name: {
                 "lines": _quantiles(count_lines(s.func) for s in samples if s.label == label),
                 "characters": _quantiles(len(s.func) for s in samples if s.label == label),
             }
-            for label in (0, 1)
+            for label, name in enumerate(classes)
         },
         "matched": dict(matched),
         "clusters": {"count": len(sizes), "functions": sum(sizes), "largest": max(sizes, default=0)},
@@ -52,32 +63,44 @@ def report(rows: Sequence[tuple[Sample, Part, int]], tally: Tally, matched: Mapp
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the report as text for a terminal; tables without a row are left out."""
-    dropped = report["dropped"]
+    dropped, classes = report["dropped"], report.get("classes", LABELS)  # not in reports of earlier versions
+    functions = report.get("functions", {})
+    what = "pairs" if functions else "functions"
     blocks = [
-        f"{report['read']:,} functions read = {report['kept']:,} kept + {sum(dropped.values()):,} dropped",
-        _table(("dropped because", "functions"), dropped.items()),
+        f"{report['read']:,} {what} read = {report['kept']:,} kept + {sum(dropped.values()):,} dropped",
+        _table(("dropped because", what), dropped.items()),
         "\n".join(["broken records, the first of them:", *report["broken"]]) if report["broken"] else "",
-        _table(("kept with a remark", "functions"), report["notes"].items()),
-        _table(("part", *LABELS), _label_rows(report["parts"])),
-        _table(("data set", *LABELS), _label_rows(report["datasets"])),
-        _table(("project", *LABELS), _label_rows(report["projects"])),
+        _table(("kept with a remark", what), report["notes"].items()),
+        _table(("part", *classes), _label_rows(report["parts"])),
+        _table(("data set", *classes), _label_rows(report["datasets"])),
+        _table(("project", *classes), _label_rows(report["projects"])),
+        _table(("distinct functions of", "functions"), functions.items()),
         _table(("CWE of the vulnerable", "functions"), report["cwes"].items()),
         _table(("length", *_QUANTILES), _length_rows(report["lengths"])),
         _table(("balanced by", "pairs"), report["matched"].items()),
-        "{count:,} sets of near-duplicates, or of a function and its fix, hold {functions:,} functions; "
-        "the largest {largest:,}".format(**report["clusters"]),
+        "" if functions else _CLUSTERS.format(**report["clusters"]),
     ]
     return "\n\n".join(block for block in blocks if block)
 
 
-def _by_label(named: Iterable[tuple[str, Sample]], order: Sequence[str] = ()) -> dict[str, dict[str, int]]:
+def _distinct(rows: Sequence[tuple[Sample, Part, int]]) -> dict[str, int]:
+    """Distinct functions of the pairs of each part; empty where samples are no pairs."""
+    if not any(PAIR_MARK in sample.func for sample, _, _ in rows):
+        return {}
+    texts = {name: {text for s, part, _ in rows if part == name for text in s.func.split(PAIR_MARK)} for name in PARTS}
+    return {name: len(found) for name, found in texts.items()}
+
+
+def _by_label(
+    named: Iterable[tuple[str, Sample]], classes: Sequence[str], order: Sequence[str] = ()
+) -> dict[str, dict[str, int]]:
     """Count by name and label, largest first unless an order is given."""
     counts = Counter((name, sample.label) for name, sample in named)
     totals: Counter[str] = Counter()
     for (name, _), count in counts.items():
         totals[name] += count
     return {
-        name: {LABELS[label]: counts[name, label] for label in (0, 1)}
+        name: {label_name: counts[name, label] for label, label_name in enumerate(classes)}
         for name in order or [name for name, _ in totals.most_common()]
     }
 
@@ -87,7 +110,7 @@ def _largest(counts: Mapping[str, Mapping[str, int]], most: int) -> dict[str, Ma
     if len(names) <= most:
         return dict(counts)
     rest = names[most:]
-    summed = {label: sum(counts[name][label] for name in rest) for label in LABELS}
+    summed = {label: sum(counts[name][label] for name in rest) for label in counts[names[0]]}
     return {name: counts[name] for name in names[:most]} | {f"{len(rest)} others": summed}
 
 
@@ -100,7 +123,7 @@ def _quantiles(values: Iterable[int]) -> dict[str, int]:
 
 
 def _label_rows(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[object, ...]]:
-    return [(name, *(by_label[label] for label in LABELS)) for name, by_label in counts.items()]
+    return [(name, *by_label.values()) for name, by_label in counts.items()]
 
 
 def _length_rows(lengths: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[tuple[object, ...]]:

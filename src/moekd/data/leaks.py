@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from moekd.data import load_parts
 from moekd.data.text import count_lines, ngrams, tokens
 from moekd.files import read_arrays, write_arrays
+from moekd.records import PAIR_MARK
 from moekd.scorer import save_scores, scores_of
 
 if TYPE_CHECKING:
@@ -42,10 +43,9 @@ def baseline(
         inputs: "data", the data stage's folder.
         system: a key of TRAINING_PARTS.
     Returns:
-        Facts: the penalty chosen and the validation AUROC it was chosen by.
+        Facts: the penalty chosen and the validation AUROC it was chosen by; of several classes, the accuracy.
     """
     import numpy as np
-    from sklearn.metrics import roc_auc_score
 
     features = length_features if system == "length" else token_features
     parts = load_parts(inputs["data"])
@@ -55,18 +55,40 @@ def baseline(
     truth = [sample.label for sample in judged[valid]]
     x, y = features(learned), [sample.label for sample in learned]
     x_judged = features(judged)
+    if settings.data.task != "binary":
+        x, x_judged = _seen_only(x, x_judged)
 
     best = None
+    measure = "valid_accuracy" if settings.data.task == "multi-class" else "valid_auroc"
     for strength in _STRENGTHS:
         decision = _decide(x, y, x_judged, strength)
-        auroc = float(roc_auc_score(truth, decision[valid]))
-        if best is None or auroc > best[0]:
-            best = (auroc, strength, decision)
+        value = _merit(truth, decision[valid])
+        if best is None or value > best[0]:
+            best = (value, strength, decision)
     assert best is not None
-    auroc, strength, decision = best
-    logits = np.stack([np.zeros_like(decision), decision], axis=1)  # (judged, classes)
+    value, strength, decision = best
+    two = decision.ndim == 1
+    logits = np.stack([np.zeros_like(decision), decision], axis=1) if two else decision  # (judged, classes)
     save_scores(folder / "predictions.npz", scores_of(judged, logits))
-    return {"functions": len(learned), "inverse_penalty": strength, "valid_auroc": auroc}
+    return {"functions": len(learned), "inverse_penalty": strength, measure: value}
+
+
+def _merit(truth: Sequence[int], decision: np.ndarray) -> float:
+    """AUROC of log-odds, (n,), or accuracy of a score for each class, (n, classes)."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(truth, decision) if decision.ndim == 1 else (decision.argmax(axis=1) == truth).mean())
+
+
+def _seen_only(x: Any, x_judged: Any) -> tuple[Any, Any]:
+    """Leave out features that no training sample has: their weights stay zero, and each class would hold a million."""
+    import numpy as np
+    from scipy.sparse import issparse
+
+    if not issparse(x):
+        return x, x_judged
+    seen = np.unique(x.indices)
+    return x[:, seen], x_judged[:, seen]
 
 
 class BagOfTokens:
@@ -115,15 +137,32 @@ class BagOfTokens:
 
 
 def length_features(samples: Sequence[Sample]) -> np.ndarray:
-    """Return logarithms of lines and characters, (samples, 2)."""
+    """Return logarithms of lines and characters, (samples, 2); of pairs, their sums and absolute differences."""
     import numpy as np
 
-    return np.log([(count_lines(sample.func), len(sample.func)) for sample in samples])
+    sides = zip(*(sample.func.split(PAIR_MARK) for sample in samples), strict=True)
+    lengths = [np.log([(count_lines(text), len(text)) for text in side]) for side in sides]
+    if len(lengths) == 1:
+        return lengths[0]
+    one, other = lengths
+    return np.concatenate([one + other, np.abs(one - other)], axis=1)
 
 
 def token_features(samples: Sequence[Sample]) -> csr_array:
-    """Return 1 + log of the counts of hashed tokens and token pairs, rows of unit length, (samples, 2**20)."""
-    return _hashed_tokens([sample.func for sample in samples])
+    """Return 1 + log of the counts of hashed tokens and token pairs, rows of unit length, (samples, 2**20).
+
+    Of pairs: what the two functions share (the product, feature by feature), how they differ (the absolute difference)
+    and their cosine similarity, (samples, 2**21 + 1): the same for either order.
+    """
+    from scipy.sparse import csr_array, hstack
+
+    sides = [_hashed_tokens(side) for side in zip(*(sample.func.split(PAIR_MARK) for sample in samples), strict=True)]
+    if len(sides) == 1:
+        return sides[0]
+    one, other = sides
+    shared = one.multiply(other)
+    similarity = csr_array(shared.sum(axis=1)[:, None])
+    return csr_array(hstack([shared, abs(one - other), similarity]))
 
 
 def _hashed_tokens(texts: Sequence[str]) -> csr_array:

@@ -23,17 +23,19 @@ from typing import TYPE_CHECKING, Any
 from moekd.data.text import digest, normalise
 from moekd.errors import DataError, MissingExtraError, SettingsError
 from moekd.files import sha256_remembered, sha256_text
-from moekd.records import Sample
+from moekd.records import PAIR_MARK, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import IO
 
     from moekd.config import MoekdSettings, Source
+    from moekd.records import TaskKind
 
-#: Columns a source may have; `func` and `label` are required, the others are None where absent.
+#: Columns a source may have; `func` and `label` are required, of pairs `other_func` too; others are None where absent.
 COLUMNS = (
     "func",
+    "other_func",
     "label",
     "row_id",
     "kind",
@@ -78,12 +80,14 @@ class Tally:
         dropped: functions dropped, by reason.
         broken: the first broken records as "file, row 17: what is wrong"; rows count from 1 without the header.
         notes: what was kept with a remark, such as a CWE without a number, by remark.
+        classes: multi-class: the number of each class that was found, by its name, in order of first occurrence.
     """
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
+    classes: dict[str, int] = field(default_factory=dict)
 
     @property
     def kept(self) -> int:
@@ -103,9 +107,12 @@ class _Unusable:
 _Function = dict[str, Any] | _Unusable
 
 
-def read(source: Source, tally: Tally) -> Iterator[Sample]:
+def read(source: Source, tally: Tally, task: TaskKind = "binary") -> Iterator[Sample]:
     """Yield the functions of one source, normalised, counting into `tally` what is read and what is dropped.
 
+    Args:
+        task: what the label of a record is: 0 or 1, of a function or of a pair, or the name of a class, which gets
+            the next number of `tally.classes`.
     Raises:
         DataError: the source is missing, unreadable, cut off or empty, lacks a column, or more than a tenth of
             its records is broken. Names the file and, where there is one, the row.
@@ -119,10 +126,11 @@ def read(source: Source, tally: Tally) -> Iterator[Sample]:
     where = str(expand(source.path or ""))
     dataset = dataset_name(source)
     row, broken, first, before = 0, 0, "", tally.read
-    for row, functions in enumerate(_READERS[source.kind](source, where), start=1):
+    required = _required(source, task)
+    for row, functions in enumerate(_READERS[source.kind](source, where, required), start=1):
         for function in functions:
             tally.read += 1
-            sample = _sample(function, dataset, row, tally.notes)
+            sample = _sample(function, dataset, row, tally, task)
             if isinstance(sample, Sample):
                 yield sample
                 continue
@@ -187,37 +195,46 @@ def source_digests(settings: MoekdSettings) -> list[str]:
 # From a record's values to a sample
 
 
-def _sample(values: _Function, dataset: str, row: int, notes: Counter[str]) -> Sample | _Unusable:
+def _sample(values: _Function, dataset: str, row: int, tally: Tally, task: TaskKind) -> Sample | _Unusable:
     if isinstance(values, _Unusable):
         return values
-    label = _label(values.get("label"))
+    label = _class_of(values.get("label"), tally) if task == "multi-class" else _label(values.get("label"))
     if label is None:
-        return _Unusable("label is neither 0 nor 1", f"got {_shown(values.get('label'))}")
-    func = values.get("func")
-    func = "" if _absent(func) else func
-    if not isinstance(func, str):
-        return _Unusable("func is not text", f"got {_shown(func)}")
-    if not _encodes(func):
-        return _Unusable("invalid UTF-8")
-    text = normalise(func)
+        wanted = "no label" if task == "multi-class" else "label is neither 0 nor 1"
+        return _Unusable(wanted, f"got {_shown(values.get('label'))}")
+    texts = []
+    for name in ("func", "other_func") if task == "pair" else ("func",):
+        func = values.get(name)
+        func = "" if _absent(func) else func
+        if not isinstance(func, str):
+            return _Unusable(f"{name} is not text", f"got {_shown(func)}")
+        if not _encodes(func):
+            return _Unusable("invalid UTF-8")
+        texts.append(normalise(func.replace(PAIR_MARK, " ") if task == "pair" else func))
     project, cve, kind = (_text(values.get(name)) for name in ("project", "cve", "kind"))
     row_id = _text(values.get("row_id")) or str(row)
     pair = _text(values.get("pair_id"))
     return Sample(
         id=f"{dataset}:{row_id}" + (":fixed" if kind == "fixed" else ""),
-        func=text,
+        func=PAIR_MARK.join(texts),
         label=label,
         dataset=dataset,
         kind=kind,
-        cwe=_cwe(values.get("cwe"), notes),
+        cwe=_cwe(values.get("cwe"), tally.notes),
         cve=cve,
         project=project,
         family=_text(values.get("family")) or project,
         commit=_text(values.get("commit_id")),
         date=_date(values.get("date"), cve),
         pair=pair and f"{dataset}:{pair}",
-        digest=digest(text),
+        digest=digest("".join(sorted(map(digest, texts)))) if task == "pair" else digest(texts[0]),
     )
+
+
+def _class_of(value: Any, tally: Tally) -> int | None:
+    """The number of a class's name, which may be a number itself; None for no name."""
+    name = _text(value)
+    return None if name is None else tally.classes.setdefault(name, len(tally.classes))
 
 
 def _label(value: Any) -> int | None:
@@ -276,14 +293,14 @@ def _shown(value: Any) -> str:
 # One reader for each kind of source: yields, for each record, the functions it holds
 
 
-def _read_bigvul_csv(source: Source, where: str) -> Iterator[list[_Function]]:
+def _read_bigvul_csv(source: Source, where: str, required: Sequence[str]) -> Iterator[list[_Function]]:
     """BigVul's own MSR_data_cleaned.csv, plain or gzipped: one record at a time, whatever its size.
 
     `func_before` of a record with `vul` 1 is vulnerable, its `func_after` is the fixed version; both are dropped
     where they differ in comments or white space only, because the label then stands for no change of code. With
     `vul` 0 the function was not touched by the fix, and gets no CWE: the record's is that of another function.
     """
-    for number, row in _csv_rows(where, required=BIGVUL_COLUMNS):
+    for number, row in _csv_rows(where, required=required):
         if isinstance(row, _Unusable):
             yield [row]
             continue
@@ -313,7 +330,7 @@ def _same_code(before: str, after: str) -> bool:
     return "".join(normalise(before).split()) == "".join(normalise(after).split())
 
 
-def _csv_rows(where: str, *, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str] | _Unusable]]:
+def _csv_rows(where: str, *, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | _Unusable]]:
     """Yield each record's number, from 1, and its values by column."""
     path = Path(where)
     with _reading(path), _open_text(path) as stream, _csv_field_limit():
@@ -343,7 +360,7 @@ def _csv_rows(where: str, *, required: tuple[str, ...]) -> Iterator[tuple[int, d
             raise DataError(f"{path}, row {number}: the last record is cut off ({faulty.detail}); copy the file again")
 
 
-def _read_jsonl(source: Source, where: str) -> Iterator[list[_Function]]:
+def _read_jsonl(source: Source, where: str, required: Sequence[str]) -> Iterator[list[_Function]]:
     """JSON lines, plain or gzipped: one object a line."""
     path = Path(where)
     theirs = _their_names(source)
@@ -366,10 +383,10 @@ def _read_jsonl(source: Source, where: str) -> Iterator[list[_Function]]:
             seen.update(values)
             yield [{ours: values.get(name) for ours, name in theirs.items()}]
     if seen:  # at the end, because a record may leave out what it does not know
-        _require_columns(path, _needed(source), sorted(seen))
+        _require_columns(path, required, sorted(seen))
 
 
-def _read_parquet(source: Source, where: str) -> Iterator[list[_Function]]:
+def _read_parquet(source: Source, where: str, required: Sequence[str]) -> Iterator[list[_Function]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -378,7 +395,7 @@ def _read_parquet(source: Source, where: str) -> Iterator[list[_Function]]:
         try:
             with pq.ParquetFile(path) as file:
                 names = file.schema_arrow.names
-                _require_columns(path, _needed(source), names)
+                _require_columns(path, required, names)
                 theirs = {ours: name for ours, name in _their_names(source).items() if name in names}
                 for batch in file.iter_batches(_BATCH, columns=sorted(set(theirs.values()))):
                     values = {ours: _column(batch.column(name)) for ours, name in theirs.items()}
@@ -401,7 +418,7 @@ def _column(array: Any) -> list[Any]:
     return [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v for v in array.to_pylist()]
 
 
-def _read_hub(source: Source, where: str) -> Iterator[list[_Function]]:
+def _read_hub(source: Source, where: str, required: Sequence[str]) -> Iterator[list[_Function]]:
     """A Hugging Face data set by name, or a folder of its files."""
     try:
         from datasets import load_dataset
@@ -417,7 +434,7 @@ def _read_hub(source: Source, where: str) -> Iterator[list[_Function]]:
             f"cannot load the data set {where!r}, split {source.split!r}: {error}. Check its name and the "
             'network, or download it and read its files with kind = "parquet" or "jsonl"'
         ) from error
-    _require_columns(where, _needed(source), records.column_names)
+    _require_columns(where, required, records.column_names)
     theirs = _their_names(source)
     for values in records:
         yield [{ours: values.get(name) for ours, name in theirs.items()}]
@@ -431,7 +448,7 @@ def _read_embedded(source: Source, tally: Tally) -> Iterator[Sample]:
         yield replace(sample, func=(text := normalise(sample.func)), digest=digest(text))
 
 
-_READERS: Mapping[str, Callable[[Source, str], Iterator[list[_Function]]]] = {
+_READERS: Mapping[str, Callable[[Source, str, Sequence[str]], Iterator[list[_Function]]]] = {
     "bigvul-csv": _read_bigvul_csv,
     "parquet": _read_parquet,
     "jsonl": _read_jsonl,
@@ -456,10 +473,13 @@ def _their_names(source: Source) -> dict[str, str]:
     return {name: source.columns.get(name, name) for name in COLUMNS}
 
 
-def _needed(source: Source) -> tuple[str, ...]:
-    """Their names of the columns that must exist: function, label, and every column that is mapped."""
+def _required(source: Source, task: TaskKind) -> tuple[str, ...]:
+    """Their names of the columns that must exist: function or functions, label, and every column that is mapped."""
+    if source.kind == "bigvul-csv":
+        return BIGVUL_COLUMNS
     names = _their_names(source)
-    return tuple(names[ours] for ours in COLUMNS if ours in ("func", "label") or ours in source.columns)
+    always = ("func", "other_func", "label") if task == "pair" else ("func", "label")
+    return tuple(names[ours] for ours in COLUMNS if ours in always or ours in source.columns)
 
 
 def _require_columns(where: str | Path, needed: Iterable[str], found: Iterable[str]) -> None:

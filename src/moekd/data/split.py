@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from moekd.data.duplicates import Union
 from moekd.errors import DataError
-from moekd.records import PARTS
+from moekd.records import LABELS, PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +31,7 @@ def assign(
     settings: Data,
     tally: Tally,
     rng: Random,
+    classes: Sequence[str] = LABELS,
 ) -> list[Part | None]:
     """Return the part of each sample; None for those dropped, which are counted into `tally`.
 
@@ -38,6 +39,8 @@ def assign(
         clusters: for each sample the number of its set of near-duplicates and pair mates.
         partner: id of the vulnerable function that a non-vulnerable one was matched with; by time the latter takes
             the date of the former if it has none.
+        classes: their names. With more than two, split "random" and the halves are dealt class by class, so that rare
+            ones are in every part.
     The reasons: "date unknown", "near-duplicate across the split".
     Raises:
         DataError: a part would lack one of the classes.
@@ -51,9 +54,17 @@ def assign(
     levels = [level if level == highest[cluster] else None for cluster, level in zip(clusters, ranks, strict=True)]
     tally.dropped["near-duplicate across the split"] += levels.count(None) - ranks.count(None)
     tally.dropped = +tally.dropped
-    parts = _halve(clusters, levels, rng)
-    _require_both_classes(samples, parts, settings.split)
+    parts = _halve(clusters, levels, _strata(samples, clusters, settings), rng)
+    require_all_classes([sample.label for sample in samples], parts, settings, classes)
     return parts
+
+
+def _strata(samples: Sequence[Sample], clusters: Sequence[int], settings: Data) -> dict[str, int]:
+    """For each cluster what it is dealt with: its first function's class in the task "multi-class", else all alike."""
+    strata: dict[str, int] = {}
+    for sample, cluster in zip(samples, clusters, strict=True):
+        strata.setdefault(str(cluster), sample.label if settings.task == "multi-class" else 0)
+    return strata
 
 
 def clusters_of(samples: Sequence[Sample], union: Union) -> list[int]:
@@ -79,11 +90,22 @@ def _by_unit(
         sizes[unit] += 1
     order = sorted(sizes)
     rng.shuffle(order)
-    target = round(_SHARE * len(samples))
-    level_of: dict[str, int] = dict.fromkeys(_filled(order, sizes, target), 2)
-    rest = [unit for unit in order if unit not in level_of]
-    level_of |= dict.fromkeys(_filled(rest, sizes, target), 1)
+    strata = _strata(samples, clusters, settings) if settings.split == "random" else {}
+    level_of: dict[str, int] = {}
+    for alike in _by_stratum(order, strata):
+        target = round(_SHARE * sum(sizes[unit] for unit in alike))
+        level_of |= dict.fromkeys(_filled(alike, sizes, target), 2)
+        rest = [unit for unit in alike if unit not in level_of]
+        level_of |= dict.fromkeys(_filled(rest, sizes, target), 1)
     return [level_of.get(unit, 0) for unit in units]
+
+
+def _by_stratum(order: Sequence[str], strata: Mapping[str, int]) -> list[list[str]]:
+    """Units of one stratum together, each list in their order; units without one are all alike."""
+    lists: dict[int, list[str]] = defaultdict(list)
+    for unit in order:
+        lists[strata.get(unit, 0)].append(unit)
+    return list(lists.values())
 
 
 def _filled(order: Sequence[str], sizes: Mapping[str, int], target: int) -> list[str]:
@@ -163,7 +185,7 @@ _UNITS: Mapping[str, Callable[[Sequence[Sample], Sequence[int]], list[str]]] = {
 }
 
 
-def _halve(clusters: Sequence[int], levels: _Levels, rng: Random) -> list[Part | None]:
+def _halve(clusters: Sequence[int], levels: _Levels, strata: Mapping[str, int], rng: Random) -> list[Part | None]:
     """Deal the training part to A and B by clusters, each half of it."""
     sizes: dict[str, int] = defaultdict(int)
     for cluster, level in zip(clusters, levels, strict=True):
@@ -171,7 +193,11 @@ def _halve(clusters: Sequence[int], levels: _Levels, rng: Random) -> list[Part |
             sizes[str(cluster)] += 1
     order = list(sizes)
     rng.shuffle(order)
-    half_a = set(_filled(order, sizes, sum(sizes.values()) // 2)) if order else set()
+    half_a = {
+        cluster
+        for alike in _by_stratum(order, strata)
+        for cluster in _filled(alike, sizes, sum(sizes[one] for one in alike) // 2)
+    }
     names: dict[int | None, Part | None] = {None: None, 1: "valid", 2: "test"}
     return [
         ("train_a" if str(cluster) in half_a else "train_b") if level == 0 else names[level]
@@ -179,12 +205,25 @@ def _halve(clusters: Sequence[int], levels: _Levels, rng: Random) -> list[Part |
     ]
 
 
-def _require_both_classes(samples: Sequence[Sample], parts: Sequence[Part | None], split: str) -> None:
+def require_all_classes(
+    labels: Sequence[int], parts: Sequence[Part | None], settings: Data, classes: Sequence[str]
+) -> None:
+    """Raise DataError if a part lacks a class."""
     for part in PARTS:
-        labels = [sample.label for sample, of in zip(samples, parts, strict=True) if of == part]
-        if len(set(labels)) < 2:
-            found = f"{len(labels)} functions, all with label {labels[0]}" if labels else "no function"
+        found = {label for label, of in zip(labels, parts, strict=True) if of == part}
+        missing = [name for label, name in enumerate(classes) if label not in found]
+        if not missing:
+            continue
+        count = parts.count(part)
+        if len(classes) > 2:
             raise DataError(
-                f"the {part} part of split {split!r} has {found}; both classes are needed. "
-                "Use more data, another data.split or another data.seed"
+                f"the {part} part of split {settings.split!r} has {count:,} functions, but none of "
+                f"{', '.join(missing)}; every class is needed. Raise data.class_min_samples above the size of these "
+                "classes, use more data or another data.split"
             )
+        what = "pairs" if settings.task == "pair" else "functions"
+        has = f"{count} {what}, all with label {found.pop()}" if found else f"no {what.removesuffix('s')}"
+        raise DataError(
+            f"the {part} part of split {settings.split!r} has {has}; both classes are needed. "
+            "Use more data, another data.split or another data.seed"
+        )

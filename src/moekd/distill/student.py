@@ -9,7 +9,7 @@ import numpy as np
 
 from moekd import numerics
 from moekd.classifier import Classifier, predict
-from moekd.data import load_parts
+from moekd.data import load_classes, load_parts
 from moekd.distill.losses import soft_target_loss
 from moekd.distill.targets import teacher_logits
 from moekd.scorer import save_scores, scores_of
@@ -50,13 +50,14 @@ def train_student(
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(inputs["tokens"]))
     shape, training = shape_named(student), settings.student.training
     student_seed = numerics.seed_of(seed, "student", student)
-    model = build_student(shape, tokenizer, seed=student_seed, dropout=training.dropout)
+    classes = load_classes(settings, inputs["data"])
+    model = build_student(shape, tokenizer, labels=classes, seed=student_seed, dropout=training.dropout)
     labels = np.array([sample.label for sample in parts["valid"]])
     task = Task(
         name=f"{system} {student}",
         tokens=tokens["train_b"],
         draw=lambda epoch: np.arange(len(parts["train_b"])),
-        loss=_loss(settings, inputs, parts["train_b"]),
+        loss=_loss(settings, inputs, parts["train_b"], classes),
         measure=lambda model: float(
             (
                 predict(model, tokens["valid"], pad_id=tokenizer.pad_token_id, bf16=training.bf16).argmax(1) == labels
@@ -86,7 +87,7 @@ def train_student(
 
 
 def _loss(
-    settings: MoekdSettings, inputs: Mapping[str, Path], samples: Sequence[Sample]
+    settings: MoekdSettings, inputs: Mapping[str, Path], samples: Sequence[Sample], classes: Sequence[str]
 ) -> Callable[[torch.Tensor, np.ndarray], torch.Tensor]:
     """Equation 4 on the teacher's logits, found by id and digest; cross-entropy where there is no teacher."""
     import torch
@@ -96,7 +97,7 @@ def _loss(
         return lambda logits, rows: torch.nn.functional.cross_entropy(
             logits, labels[torch.from_numpy(rows)].to(logits.device)
         )
-    teacher = teacher_logits(inputs["targets"], samples)
+    teacher = teacher_logits(inputs["targets"], samples, classes)
     return lambda logits, rows: soft_target_loss(
         logits, teacher[torch.from_numpy(rows)].to(logits.device), temperature=settings.distill.temperature
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TARGETS_FILE = "targets.npz"
 
 
-def teacher_logits(folder: Path, samples: Sequence[Sample]) -> torch.Tensor:
+def teacher_logits(folder: Path, samples: Sequence[Sample], classes: Sequence[str] = LABELS) -> torch.Tensor:
     """Logits of the samples in their order, float32, (samples, classes), from a folder's `targets.npz`.
 
     Raises:
@@ -28,9 +28,9 @@ def teacher_logits(folder: Path, samples: Sequence[Sample]) -> torch.Tensor:
     import torch
 
     logits = aligned(load_scores(folder / TARGETS_FILE), samples)
-    if logits.shape[1] != len(LABELS):
+    if logits.shape[1] != len(classes):
         raise DataError(
-            f"the teacher of {folder / TARGETS_FILE} tells {logits.shape[1]} classes apart, its student {len(LABELS)} "
-            f"({', '.join(LABELS)}): distil from a teacher with the same classes"
+            f"the teacher of {folder / TARGETS_FILE} tells {logits.shape[1]} classes apart, its student {len(classes)} "
+            f"({', '.join(classes)}): distil from a teacher with the same classes"
         )
     return torch.from_numpy(logits)

@@ -39,7 +39,7 @@ class Corpus:
         return int(self.tokenizer.pad_token_id)
 
     def labels(self, part: Part) -> np.ndarray:
-        """1 for vulnerable, int64, (samples,)."""
+        """1 for vulnerable, of other tasks the class, int64, (samples,)."""
         return np.array([sample.label for sample in self.samples[part]], dtype=np.int64)
 
     def groups(self, part: Part, group_of: Mapping[str, int]) -> np.ndarray:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def tokenize(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Stage: the encoder's tokenizer (trained on half A for `random`) and `<part>.npz` with every part's tokens."""
     from moekd.data import load_parts
-    from moekd.tokens import encode
+    from moekd.tokens import encode, functions_of
 
     parts = load_parts(inputs["data"])
-    tokenizer = _tokenizer(settings.encoder, [sample.func for sample in parts["train_a"]])
+    tokenizer = _tokenizer(settings.encoder, functions_of(sample.func for sample in parts["train_a"]))
     tokenizer.save_pretrained(str(folder))
     facts: dict[str, Any] = {"vocabulary": len(tokenizer)}
     for part in PARTS:

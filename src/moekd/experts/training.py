@@ -13,6 +13,7 @@ import numpy as np
 
 from moekd import numerics
 from moekd.classifier import Classifier, build, predict
+from moekd.data import load_classes
 from moekd.errors import DataError
 from moekd.experts.corpus import Corpus, save_answers
 from moekd.experts.losses import class_factors, focal_loss
@@ -44,6 +45,7 @@ def train_teacher(
     model = build(
         settings.encoder,
         corpus.tokenizer,
+        labels=load_classes(settings, inputs["data"]),
         seed=numerics.seed_of(seed, "teacher"),
         dropout=training.dropout,
         random_weights=system == "teacher-random-weights",

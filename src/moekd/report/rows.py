@@ -4,7 +4,8 @@ It holds `schema`, `provenance`, `rows`, `comparisons` and `over_seeds`. A row i
 data, split, seed, system, student, part, metric, value, low, high, n; what does not apply is null. `part` is
 
     valid, test                      all functions of that part (router: vulnerable ones whose group is known)
-    test/CWE-664                     vulnerable functions of that group (metric `recall`)
+    test/CWE-664                     vulnerable functions of that group (metric `recall`); of other tasks than binary
+                                     detection, samples of that class
     test/known-cwe                   router: vulnerable functions with a CWE
     test/vulnerable, test/not_vulnerable   router: share of functions whose first choice is a group
     attack/mhm                       one attack on test functions: asr (by B), asr_with_identifiers (by A), ...
@@ -59,7 +60,16 @@ COMPARISONS = (
     ("teacher", "bag-of-tokens-half-a"),  # same functions seen
     ("teacher", "bag-of-tokens"),
 )
-COMPARED = ("accuracy", "f1", "mcc", "auroc", "ece")
+#: The same of tasks that have no mixture.
+COMPARISONS_WITHOUT_MIXTURE = (
+    ("student-single", "student-hard"),  # does a teacher teach better than the labels?
+    ("student-single", "bag-of-tokens"),
+    ("student-hard", "bag-of-tokens"),
+    ("teacher", "teacher-random-weights"),
+    ("teacher", "bag-of-tokens-half-a"),
+    ("teacher", "bag-of-tokens"),
+)
+COMPARED = ("accuracy", "f1", "macro_f1", "mcc", "auroc", "ece")  # those that the task has
 
 
 # --------------------------------------------------------------------------------------------------- stage
@@ -118,15 +128,15 @@ def results(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path) -
     """Judge every system of a run; write `results.json` and, from it, `results.md`.
 
     Args:
-        inputs: `data`, `partition` (for recall by group), and by any name the steps to judge: those with
-            `predictions.npz` are measured, and the `rows` among any step's facts become rows of part `cost`.
+        inputs: `data`, of detectors `partition` (for recall by group), and by any name the steps to judge: those
+            with `predictions.npz` are measured, and the `rows` among any step's facts become rows of part `cost`.
             Further partition steps are allowed where routers were trained on others than `partition`.
     Returns:
         Names of the two files and the number of rows.
     Raises:
         DataError: predictions miss a sample of validation or test, or hold NaN.
     """
-    from moekd.data import load_parts
+    from moekd.data import load_classes, load_parts
 
     parts = {part: samples for part, samples in load_parts(inputs["data"]).items() if part in JUDGED}
     manifests = {label: read_manifest(path) for label, path in inputs.items()}
@@ -140,15 +150,18 @@ def results(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path) -
         for label, manifest in manifests.items()
         if manifest["stage"] not in ("data", "partition")
     ]
-    groups = partitions[manifests["partition"]["key"]]
+    groups = partitions[manifests["partition"]["key"]] if "partition" in manifests else None
+    classes = load_classes(settings, inputs["data"])
     rows: list[dict[str, Any]] = []
     with console.bar(len(steps), "measures of each system") as advance:
         for step in steps:
             row = _row_maker(settings, step)
             if step.answers and step.system == ROUTER:
                 rows += _router_rows(settings, row, step, parts, partitions[step.manifest["inputs"]["partition"]])
-            elif step.answers:
+            elif step.answers and groups:
                 rows += _detector_rows(settings, row, step, parts, groups)
+            elif step.answers:
+                rows += _classifier_rows(settings, row, step, parts, classes)
             elif step.attacked:
                 rows += _attack_rows(settings, row, step)
             rows += [row("cost", metric, value) for metric, value in step.cost.items()]
@@ -250,6 +263,26 @@ def _detector_rows(
     return rows
 
 
+def _classifier_rows(
+    settings: MoekdSettings,
+    row: Callable[..., dict[str, Any]],
+    step: _Judged,
+    parts: Mapping[Part, Sequence[Sample]],
+    classes: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Rows of a model of another task than binary detection; recall by class instead of by group."""
+    rows = []
+    for part, samples in parts.items():
+        logits, labels = step.logits(samples), _labels(samples)
+        measures = evaluate.MEASURES[settings.data.task](logits, labels)
+        rows += _measured(settings, row, part, measures, len(samples))
+        right = logits.argmax(axis=1) == labels
+        for label, name in enumerate(classes):
+            hits = right[labels == label]
+            rows += _measured(settings, row, f"{part}/{name}", evaluate.share("recall", hits), hits.size)
+    return rows
+
+
 def _router_rows(
     settings: MoekdSettings,
     row: Callable[..., dict[str, Any]],
@@ -314,7 +347,7 @@ def _comparisons(settings: MoekdSettings, steps: Sequence[_Judged], samples: Seq
     """Each pair of COMPARISONS that the run has, seed by seed and student by student, on the test part."""
     answering = [step for step in steps if step.answers]
     rows = []
-    for first_name, second_name in COMPARISONS:
+    for first_name, second_name in COMPARISONS if settings.data.task == "binary" else COMPARISONS_WITHOUT_MIXTURE:
         for first in (step for step in answering if step.system == first_name):
             for second in (step for step in answering if step.system == second_name):
                 if _same_run(first, second):
@@ -380,9 +413,10 @@ def _compared(
 ) -> list[dict[str, Any]]:
     labels = _labels(samples)
     answers = [step.logits(samples) for step in (first, second)]
-    right = [evaluate.decisions(logits) == (labels == 1) for logits in answers]
+    right = [logits.argmax(axis=1) == labels for logits in answers]  # a tie is the first class
     first_only, second_only, p = evaluate.mcnemar(*right)
-    differences = evaluate.difference(*(evaluate.detection(logits, labels) for logits in answers))
+    measures = evaluate.MEASURES[settings.data.task]
+    differences = evaluate.difference(*(measures(logits, labels) for logits in answers))
     found = _estimate(settings, differences, len(samples))
     return [
         {
@@ -402,7 +436,7 @@ def _compared(
             "only_second_right": second_only if metric == "accuracy" else None,
         }
         for metric in COMPARED
-        if not math.isnan(found[metric].value)
+        if metric in found and not math.isnan(found[metric].value)
     ]
 
 
@@ -450,7 +484,7 @@ def _provenance(
             "facts": data["facts"],
             "judged": {part: len(samples) for part, samples in parts.items()},
         },
-        "partition": manifests["partition"]["facts"],
+        "partition": manifests["partition"]["facts"] if "partition" in manifests else None,
         "steps": {
             label: {name: manifest[name] for name in ("key", "commit", "seconds")}
             for label, manifest in manifests.items()

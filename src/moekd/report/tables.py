@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 ROUTER = "router"
 
+#: Measures of the main table besides accuracy, and their heads, for each task.
+MEASURES = {
+    "binary": {"f1": "F1", "mcc": "MCC", "auroc": "AUROC", "ece": "ECE"},
+    "multi-class": {"macro_f1": "macro-F1", "nll_nats": "NLL, nats", "ece": "ECE"},
+    "pair": {"f1": "F1", "macro_f1": "macro-F1", "mcc": "MCC", "auroc": "AUROC", "ece": "ECE"},
+}
+
 #: Order of systems in tables; others follow in the order of their steps.
 SYSTEMS = (
     "length",
@@ -89,6 +96,9 @@ class _Numbers:
         self.results = results
         self.rows = results["rows"]
         self.data, self.split = self.rows[0]["data"], self.rows[0]["split"]
+        # Earlier results and those that hold no settings of the data are of detectors.
+        self.task = results["provenance"]["settings"].get("data", {}).get("task", "binary")
+        self.samples = "pairs" if self.task == "pair" else "functions"
         shown = [*self.rows, *results["over_seeds"]["rows"]]  # later ones win
         self._by_key = {(r["system"], r["student"], r["part"], r["metric"]): r for r in shown}
         order = {name: position for position, name in enumerate(SYSTEMS)}
@@ -135,7 +145,7 @@ def _sections(table: _Numbers) -> list[str]:
 
 
 def _main_section(table: _Numbers) -> str:
-    columns = ("f1", "mcc", "auroc", "ece", "parameters", "file_bytes")
+    columns = (*MEASURES[table.task], "parameters", "file_bytes")
     systems = [system for system in table.having("test", "accuracy") if system[0] != ROUTER]
     rows = [
         [*_named(system), table.show(system, "test", "accuracy", interval=True)]
@@ -149,10 +159,10 @@ def _main_section(table: _Numbers) -> str:
     spread = (
         f"the mean over training seeds with its {table.confidence()} t interval (bootstrap where nothing is seeded)"
         if table.results["over_seeds"]["rows"]
-        else f"the value with its {table.confidence()} bootstrap interval over test functions"
+        else f"the value with its {table.confidence()} bootstrap interval over test {table.samples}"
     )
-    head = ["system", "student", "accuracy", "F1", "MCC", "AUROC", "ECE", "parameters", "files"]
-    return _section("Systems on the test part", table, head, rows, f"{n:,} functions. Accuracy is {spread}.")
+    head = ["system", "student", "accuracy", *MEASURES[table.task].values(), "parameters", "files"]
+    return _section("Systems on the test part", table, head, rows, f"{n:,} {table.samples}. Accuracy is {spread}.")
 
 
 def _recall_section(table: _Numbers) -> str:
@@ -162,8 +172,11 @@ def _recall_section(table: _Numbers) -> str:
     systems = [system for system in table.systems if any(table.row(system, part, "recall") for part, _ in parts)]
     rows = [[*_named(system), *(table.show(system, part, "recall") for part, _ in parts)] for system in systems]
     head = ["system", "student", *(f"{part.removeprefix('test/')} ({n})" for part, n in parts)]
+    title = "Recall by group" if table.task == "binary" else "Recall by class"
     note = "Share of the vulnerable test functions of a group that are called vulnerable; (n) is their number."
-    return _section("Recall by group", table, head, rows, note) if parts else ""
+    if table.task != "binary":
+        note = f"Share of the test {table.samples} of a class that are given that class; (n) is their number."
+    return _section(title, table, head, rows, note) if parts else ""
 
 
 def _router_section(table: _Numbers) -> str:
@@ -193,16 +206,18 @@ def _router_section(table: _Numbers) -> str:
 
 def _comparison_section(table: _Numbers) -> str:
     rows = []
+    second_metric = "macro_f1" if table.task == "multi-class" else "auroc"
     for (first, second, student), by_metric in _compared(table, "test").items():
         cells = [f"{first} − {second}", student or ""]
-        for metric in ("accuracy", "auroc"):
+        for metric in ("accuracy", second_metric):
             one = by_metric.get(metric)
             cells.append(f"{one['difference']:+.3f} ({_span(one, '+.3f')})" if one else "–")
         rows.append([*cells, _shown_p(by_metric["accuracy"].get("p"))])
-    head = ["first − second", "student", "accuracy", "AUROC", "p (McNemar)"]
+    head = ["first − second", "student", "accuracy", MEASURES[table.task][second_metric], "p (McNemar)"]
     note = (
-        f"Differences on the same test functions with {table.confidence()} intervals (bootstrap over "
-        "functions; with several seeds, t over seeds). p is exact and not corrected for the number of comparisons."
+        f"Differences on the same test {table.samples} with {table.confidence()} intervals (bootstrap over "
+        f"{table.samples}; with several seeds, t over seeds). p is exact and not corrected for the number of "
+        "comparisons."
     )
     return _section("Paired comparisons", table, head, rows, note) if rows else ""
 

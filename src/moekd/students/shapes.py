@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from moekd.errors import SettingsError
+from moekd.records import LABELS
 from moekd.students.cost import reference_parameters
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moekd.config import MoekdSettings
 
 
@@ -141,7 +144,7 @@ def start_digests(settings: MoekdSettings) -> list[str]:
     return [digest for start in starts if start for digest in weights_digests(start, settings)]
 
 
-def build_student(shape: Shape, tokenizer: Any, *, seed: int, dropout: float) -> Any:
+def build_student(shape: Shape, tokenizer: Any, *, labels: Sequence[str] = LABELS, seed: int, dropout: float) -> Any:
     """A student with random weights, as in both references (methods.md 1.3), or with those of `shape.start`.
 
     The seed is of every weight that starts at random, the head's at least.
@@ -154,14 +157,15 @@ def build_student(shape: Shape, tokenizer: Any, *, seed: int, dropout: float) ->
     torch.manual_seed(seed)
     if shape.start:
         start = Encoder(name=shape.start, ngram_buckets=shape.ngram_buckets)
-        return build(start, tokenizer, seed=seed, dropout=dropout)
+        return build(start, tokenizer, labels=labels, seed=seed, dropout=dropout)
     sizes = {name: getattr(shape, name) for name in ("layers", "hidden", "heads", "intermediate", "ngram_buckets")}
     if shape.architecture == "modernbert":
-        return modernbert(tokenizer=tokenizer, max_length=shape.positions, dropout=dropout, **sizes)
+        return modernbert(tokenizer=tokenizer, max_length=shape.positions, dropout=dropout, labels=labels, **sizes)
     return roberta(
         tokenizer=tokenizer,
         max_length=shape.positions - tokenizer.pad_token_id - 1,
         activation=shape.activation,
         dropout=dropout,
+        labels=labels,
         **sizes,
     )

@@ -19,11 +19,11 @@ def tokenize(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, 
     """
     from moekd.data import load_parts
     from moekd.students.shapes import shape_named
-    from moekd.tokens import encode
+    from moekd.tokens import encode, functions_of
 
     shape = shape_named(student)
     parts = load_parts(inputs["data"])
-    tokenizer = _tokenizer(shape, [sample.func for sample in parts["train_b"]])
+    tokenizer = _tokenizer(shape, functions_of(sample.func for sample in parts["train_b"]))
     tokenizer.save_pretrained(str(folder))
     facts: dict[str, Any] = {"vocabulary": len(tokenizer), "vocabulary_asked": shape.vocabulary}
     for part in ("train_b", "valid", "test"):
