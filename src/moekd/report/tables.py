@@ -27,6 +27,8 @@ SYSTEMS = (
     "student-hard",
     "student-ensemble",
     "student-random-partition",
+    "student-pioneer",
+    "student-soda",
 )
 
 
