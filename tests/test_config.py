@@ -96,7 +96,25 @@ def test_a_part_of_a_section_keeps_the_rest_of_its_defaults(config):
     [
         (["distill.temprature=2"], "`distill.temprature` in --set; did you mean `distill.temperature`?"),
         (["temperature=2"], "unknown setting `temperature` in --set; did you mean `distill.temperature`?"),
-        (["distill.zzz=2"], "unknown setting `distill.zzz` in --set; known there: temperature"),
+        (["distill.qqqqqqqqq=2"], "known there: temperature, logits, features, label_share, schedule"),
+        (["skew=2"], "unknown setting `skew` in --set; did you mean `distill.logits.skew`?"),
+        (["distill.logits.kind=dst"], '`distill.logits.kind` is "dst" in --set; it should be one of kl, skewed, '),
+        (["distill.logits.skew=0.1"], "`distill.logits.kind` is missing in --set; it should be one of kl, skewed, "),
+        (["distill.logits={kind='dist', intra_wight=3}"], "did you mean `distill.logits.intra_weight`?"),
+        (["distill.logits={kind='dist', intra_weight=-3}"], "`distill.logits.intra_weight` is -3 in --set; it should"),
+        (["distill.logits={kind='dist', inter_weight=0, intra_weight=0}"], "are both 0: nothing would be learned"),
+        (["distill.features=3"], "`distill.features` is 3 in --set; it should be a table"),
+        (["distill.features={kind='patient', weight=0}"], "`distill.features.weight` is 0 in --set; it should be"),
+        (["distill.label_share=1"], "`distill.label_share` is 1 in --set; it should be less than 1"),
+        (["distill.logits.kind=standardised"], "three classes or more, and there are 2"),
+        (["distill.schedule.kind=uncertainty", "distill.logits.kind=dist"], 'only logits.kind = "kl" lets it'),
+        (["distill.schedule.kind=balanced", "distill.label_share=0.2"], "leave label_share out"),
+        (["distill.schedule.kind=balanced", "distill.features.kind=hidden"], "leave features out"),
+        (["distill.schedule={kind='continuation', end=0.0}"], "both 0: the share would not move"),
+        (["distill.schedule={kind='annealed-temperature', end=2}"], "both 2: the temperature would not move"),
+        (["distill.features.kind=hidden", 'student.systems=["hard"]'], 'holds only "hard", which has no teacher'),
+        (["distill.features.kind=hidden", 'student.systems=["pioneer"]'], "leaves only logits of the renamed"),
+        (["distill.schedule.kind=competence", 'student.systems=["soda"]'], "which paces itself"),
         (["data.sources.0.knd=1"], "`data.sources.0.knd` in --set; did you mean `data.sources.0.kind`?"),
         (["distill.temperature=0"], "`distill.temperature` is 0 in --set; it should be greater than 0"),
         (["distill.temperature=inf"], "is Infinity in --set; it should be a finite number"),
@@ -238,3 +256,16 @@ def test_the_wrong_command_for_a_config():
         load_settings(CONFIGS / "pretrain.toml")
     with pytest.raises(SettingsError, match=r"tiny\.toml .* is a config of `moekd run`, not of `moekd pretrain`"):
         load_pretrain_settings(CONFIGS / "tiny.toml")
+
+
+def test_ways_to_distil_leave_the_keys_of_plain_kl_alone(config):
+    """Results of students trained before there was a choice stay valid; a choice, and its defaults, are in the key."""
+    plain = {"distill.temperature": 2.0}
+    assert key_settings(load_settings(config), ["distill"]) == plain
+    assert key_settings(load_settings(config, ["distill.logits.kind=kl"]), ["distill"]) == plain
+    chosen = load_settings(config, ["distill.features.kind=patient", "distill.label_share=0.5"])
+    assert key_settings(chosen, ["distill"]) == plain | {
+        "distill.features.kind": "patient",
+        "distill.features.weight": 10.0,
+        "distill.label_share": 0.5,
+    }

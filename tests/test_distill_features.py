@@ -14,13 +14,13 @@ from moekd.distill.feature_losses import (
     attention_transfer_loss,
     contrastive_loss,
     hidden_state_loss,
-    mixture_states,
+    matched_layers,
     patient_loss,
     relation_loss,
     skip_layers,
 )
 from moekd.distill.projection import projection
-from moekd.distill.schedules import annealed, balance, competence, easiest, uncertainty
+from moekd.distill.schedules import annealed, balance, competence, easiest, failures, uncertainty
 
 #: No deadline: on a busy machine one call of torch may wait longer than hypothesis allows.
 QUICKLY = settings(deadline=None, max_examples=50)
@@ -65,6 +65,7 @@ def test_layers_as_published():
     assert skip_layers(6, 12) == (2, 4, 6, 8, 10)
     assert skip_layers(3, 6) == (2, 4)
     assert skip_layers(4, 2) == (0, 1, 1)
+    assert matched_layers(3, 6) == (2, 4, 6)
 
 
 def test_attention_transfer_by_hand():
@@ -98,12 +99,6 @@ def test_relation_distances_by_hand():
     assert float(relation_loss(student, teacher, real(1, 3), window=2, angle_weight=1.0)) == pytest.approx(1 / 4)
 
 
-def test_mixture_states_by_hand():
-    """Weights 1/4 and 3/4; the third expert was not selected, whatever its state."""
-    mixed = mixture_states(states([[[4, 0], [0, 4], [9, 9]]]), states([[0.25, 0.75, 0]]))
-    assert mixed.tolist() == [[1, 3]]
-
-
 def test_annealing_by_hand():
     assert [annealed(p, start=10, end=1) for p in (0, 0.5, 1)] == [10, 5.5, 1]
 
@@ -131,6 +126,12 @@ def test_balance_by_hand():
     assert balance(states([1, 0]), states([3, 0])) == 1  # the shorter of two that agree
     assert balance(states([1, 0]), states([-1, 0])) == 0.5  # a trade-off: no step improves both
     assert balance(states([1, 2]), states([1, 2])) == 0.5
+
+
+def test_failures_are_drawn_more_often_by_hand():
+    """Right and as the teacher: 1. Right, half the L1 distance 0.3: 1.3. Wrong, 0.7 away: 2.7. Their sum is 5."""
+    student, teacher = np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]]), np.array([[0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
+    assert failures(student, teacher, np.array([0, 1, 1])) == pytest.approx(np.array([1, 1.3, 2.7]) / 5)
 
 
 # -------------------------------------------------------------------------------------------- properties
@@ -257,12 +258,6 @@ def test_nothing_to_contrast_with():
         contrastive_loss(torch.zeros(1, 2), torch.zeros(1, 2), temperature=1.0)
 
 
-@pytest.mark.parametrize("weights", [[[0.5, 0.4]], [[1.5, -0.5]], [[math.nan, 1.0]]])
-def test_weights_of_a_mixture_sum_to_one(weights):
-    with pytest.raises(ValueError, match="each row must sum to 1"):
-        mixture_states(torch.zeros(1, 2, 3), torch.tensor(weights))
-
-
 def test_schedules_refuse_what_is_out_of_range():
     for wrong, said in (
         (lambda: annealed(1.1, start=1, end=2), "progress must be a share"),
@@ -274,6 +269,7 @@ def test_schedules_refuse_what_is_out_of_range():
         (lambda: uncertainty(torch.zeros(3, 1)), "two classes or more"),
         (lambda: balance(torch.zeros(3), torch.zeros(1)), "of one shape"),
         (lambda: balance(torch.tensor([math.inf]), torch.zeros(1)), "not finite"),
+        (lambda: failures(np.ones((3, 2)), np.ones((3, 1)), np.ones(3)), r"\(3, 2\), \(3, 1\)"),
         (lambda: projection(0, 4, seed=0), "widths must be positive"),
         (lambda: skip_layers(0, 4), "a layer at least"),
     ):

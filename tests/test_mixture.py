@@ -21,6 +21,7 @@ from moekd.mixture import (
     Mixture,
     Table,
     calibration_temperatures,
+    expert_shares,
     fuse,
     plain_ensemble,
     selected_weights,
@@ -54,6 +55,25 @@ def test_weights_by_hand():
 ROUTER = np.log([[0.5, 0.375, 0.125]])
 #: Experts' probabilities of "vulnerable": 1/4, 1/2 and, never selected for k = 2, 9/10.
 EXPERTS = np.array([[[LN(3), 0.0], [0.0, 0.0], [0.0, LN(9)]]])
+
+
+def test_shares_by_hand():
+    """4/7 and 3/7 of the two selected; under `maximum` the second is surest of "vulnerable" and has all."""
+    shares = expert_shares(ROUTER, EXPERTS, k=2, weights="renormalised", fusion="probabilities")
+    np.testing.assert_allclose(shares, [[4 / 7, 3 / 7, 0]])
+    assert expert_shares(ROUTER, EXPERTS, k=2, weights="renormalised", fusion="maximum").tolist() == [[0, 1, 0]]
+
+
+@given(arrays(np.float32, (4, 3), elements=FINITE), arrays(np.float32, (4, 3, 2), elements=FINITE), st.integers(1, 3))
+def test_shares_are_those_of_the_fusion(router, experts, k):
+    """Mixing logits by the shares is what `fuse` does, so states are mixed as the logits are."""
+    for fusion in ("logits", "maximum"):
+        shares = expert_shares(router, experts, k=k, weights="renormalised", fusion=fusion)
+        np.testing.assert_allclose(shares.sum(1), 1)
+        mixed = (shares[:, :, None] * experts).sum(1)
+        np.testing.assert_allclose(
+            mixed, fuse(router, experts, k=k, weights="renormalised", fusion=fusion), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(

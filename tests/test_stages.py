@@ -21,13 +21,15 @@ from moekd import stages
 from moekd.classifier import Classifier, build
 from moekd.config import MoekdSettings
 from moekd.data import load_parts
-from moekd.distill import student
+from moekd.distill import lessons, student
+from moekd.distill.objective import Objective
 from moekd.errors import SettingsError
 from moekd.files import read_json
 from moekd.mixture import Mixture, load_table
 from moekd.records import PARTS, Scores
 from moekd.scorer import aligned, load_scores, save_scores
-from moekd.steps import Step, read_manifest, run_steps
+from moekd.steps import Step, key_of, read_manifest, run_steps
+from moekd.tokens import Tokens
 
 #: The systems that issue and documents name, and `results.json` must have.
 SYSTEMS = {
@@ -80,7 +82,7 @@ COMMON = {
     "mixture[ensemble, ensemble, seed 0]",
     "mixture[mixture-random-partition, top-k, seed 0]",
     "student-tokens[compact-3mb]",
-    *(f"student[student-{system}, compact-3mb, seed 0]" for system in stages.TARGETS),
+    *(f"student[student-{system}, compact-3mb, seed 0]" for system in settings().student.systems),
     "results",
 }
 FULL = {
@@ -123,6 +125,39 @@ def test_clusters_from_end_to_end(tmp_path):
     assert {"mixture", "mixture-random-partition", "student-random-partition"} <= set(accuracies(rows))
 
 
+@pytest.mark.parametrize("mode", ["full", "shared"])
+def test_states_are_read_once_a_teacher_and_only_where_asked(mode):
+    """A step between teacher and students; of a mixture from its experts; none for hard labels or without the loss."""
+    chosen = settings(
+        experts={"mode": mode},
+        distill={"features": {"kind": "patient"}},
+        student={"systems": ["moe", "single", "hard"]},
+    )
+    steps = steps_of(chosen)
+    of_mixture = "mixture" if mode == "full" else "shared-encoder"
+    names = (of_mixture, "teacher")
+    assert {label for label in steps if label.startswith("features")} == {f"features[{n}, seed 0]" for n in names}
+    mixture, single = (steps[f"features[{name}, seed 0]"].needs for name in names)
+    assert single["model"].label == "teacher[teacher, seed 0]"
+    if mode == "shared":
+        assert mixture["model"].label == "shared-encoder[router, seed 0]"
+    else:
+        assert mixture["experts"].label == "experts[cwe, seed 0]"
+    assert "features" not in steps["student[student-hard, compact-3mb, seed 0]"].needs
+    assert steps["student[student-moe, compact-3mb, seed 0]"].needs["features"].variant["system"] == of_mixture
+    plain = settings(experts={"mode": mode}, student={"systems": ["moe", "single", "hard"]})
+    assert not [label for label in steps_of(plain) if label.startswith("features")]
+    hard = "student[student-hard, compact-3mb, seed 0]"
+    assert key_of(steps[hard], chosen) == key_of(steps_of(plain)[hard], plain)
+
+
+def test_only_pioneer_needs_variants():
+    steps = steps_of(settings(student={"systems": ["pioneer", "soda"]}))
+    assert steps["student[student-pioneer, compact-3mb, seed 0]"].needs["variants"].label == "variants[seed 0]"
+    assert steps["variants[seed 0]"].needs["teacher"].label == "teacher[teacher, seed 0]"
+    assert "variants" not in steps["student[student-soda, compact-3mb, seed 0]"].needs
+
+
 def test_controls_nobody_learns_from_are_left_out():
     steps = steps_of(settings(student={"systems": ["moe", "hard"]}))
     assert not [label for label in steps if "random" in label or "ensemble" in label or "single" in label]
@@ -140,7 +175,7 @@ def test_two_seeds_share_what_no_seed_changes():
 @pytest.mark.parametrize(("system", "target"), stages.TARGETS.items())
 def test_what_a_student_learns_from(system, target):
     """Only targets and loss differ between the students, never data, tokens or settings of the training."""
-    steps = steps_of(settings())
+    steps = steps_of(settings(student={"systems": [system]}))
     step = steps[f"student[student-{system}, compact-3mb, seed 0]"]
     assert step.needs["tokens"].label == "student-tokens[compact-3mb]"
     assert step.needs["data"].label == "data"
@@ -303,7 +338,8 @@ def test_targets_are_found_by_id(full, tmp_path):
     logits = torch.zeros(1, 2)
     losses = []
     for folder in (folders["mixture[mixture, top-k, seed 0]"], tmp_path):
-        loss = student._loss(full[0], {"targets": folder}, samples)
+        taught = lessons.plain({"targets": folder}, samples, Tokens.of([]), full[0].distill, 1)
+        loss = Objective(full[0].distill, taught.labels, taught.teacher)
         losses.append([float(loss(logits, np.array([row]))) for row in range(len(samples))])
     assert losses[0] == losses[1]
 
@@ -374,7 +410,7 @@ def test_killed_at_random_moments(shared, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["full", "shared"])
 def test_killed_at_random_moments_all_systems(mode, request, tmp_path):
-    killed_until_done(request.getfixturevalue(mode), tmp_path, systems=tuple(stages.TARGETS))
+    killed_until_done(request.getfixturevalue(mode), tmp_path, systems=settings().student.systems)
 
 
 def killed_until_done(undisturbed, tmp_path: Path, *, systems: tuple[str, ...]) -> None:

@@ -66,6 +66,20 @@ def test_the_built_model_has_these_parameters(name):
         assert shape.max_length <= shape.positions - 2  # RoBERTa's positions start behind the padding id
 
 
+@pytest.mark.parametrize(("size", "parameters"), [("7m", 7e6), ("1.5m", 1.5e6), ("0.75m", 0.74e6)])
+def test_two_families_of_equal_sizes(size, parameters):
+    """What tells them apart is the architecture: sizes are within 2 % of each other and of their name."""
+    found = [SHAPES[f"{family}-{size}"].parameters() for family in ("transformer", "bigru")]
+    assert found == [pytest.approx(parameters, rel=0.025)] * 2
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
+def test_parameters_of_a_bigru_by_hand():
+    """Width 2, 2 layers, 10 entries: 20 + 2 · 3 · (4 + 4 + 4) + 2 · 3 · (8 + 4 + 4) + 2 · (4 + 1) = 198."""
+    shape = Shape(2, 2, 1, 0, vocabulary=10, max_length=8, positions=8, architecture="bigru")
+    assert shape.parameters() == shape.reference_parameters() == 198
+
+
 def test_fewer_entries_than_asked():
     """A small text yields a small vocabulary: the count follows what was built."""
     shape = SHAPES["compressor-1.6mb"]
@@ -125,7 +139,7 @@ def test_the_tokenizer_learns_from_half_b_alone(tokens, tmp_path):
     assert not (folder / "train_a.npz").exists()
 
 
-@pytest.mark.parametrize("name", ["compact-3mb", "rotary-3mb"])
+@pytest.mark.parametrize("name", ["compact-3mb", "rotary-3mb", "transformer-0.75m", "bigru-0.75m"])
 def test_our_students_ship_under_three_megabytes(name, tmp_path):
     """Weights, config and both tokenizer files, with all the vocabulary that was asked for."""
     shape = SHAPES[name]

@@ -117,3 +117,8 @@ def test_a_target_below_the_smallest_architecture():
     for search in (optimum, lambda target: genetic_search(target, np.random.default_rng(0))):
         with pytest.raises(SettingsError, match=r"50,000 bytes.*takes 108,296 bytes.*--budget 108296"):
             search(50_000)
+
+
+def test_costs_of_a_bigru_are_not_guessed():
+    with pytest.raises(ValueError, match="counted for transformers"):
+        cost_of(SHAPES["bigru-0.75m"], length=100)

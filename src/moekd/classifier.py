@@ -44,7 +44,7 @@ class Classifier:
         """Load a saved classifier, or any sequence classifier of a model hub by name."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        import moekd.wide  # noqa: F401 - makes its architectures known
+        from moekd import bigru, wide  # noqa: F401 - importing them registers our own architectures
 
         model = AutoModelForSequenceClassification.from_pretrained(
             str(folder), revision=revision, attn_implementation=numerics.attention()
@@ -294,6 +294,29 @@ def modernbert_config(
         label2id={name: index for index, name in names.items()},
         problem_type="single_label_classification",
     )
+
+
+def bigru(
+    *, tokenizer: Any, max_length: int, layers: int, hidden: int, dropout: float, labels: Sequence[str] = LABELS
+) -> Any:
+    """A bidirectional GRU classifier from random weights; `hidden` is the width of one direction."""
+    from moekd.bigru import BiGruConfig, BiGruForSequenceClassification
+
+    names = dict(enumerate(labels))
+    config = BiGruConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        max_position_embeddings=max_length,
+        hidden_dropout_prob=dropout,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        problem_type="single_label_classification",
+    )
+    return BiGruForSequenceClassification(config)
 
 
 def start_positions_as_sinusoids(weight: torch.Tensor, standard_deviation: float) -> None:

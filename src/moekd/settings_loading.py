@@ -232,11 +232,18 @@ def _explain(error: ValidationError, origin: Callable[[str], str], root: type[Se
 
 
 def _explain_one(detail: Any, origin: Callable[[str], str], root: type[Settings]) -> str:
-    loc = detail["loc"]
+    loc = _without_tags(detail["loc"], root)
     key = ".".join(str(part) for part in loc)
     place = origin(key)
     if detail["type"] == "extra_forbidden":
-        return f"unknown setting `{key}` in {place}{_nearest(loc, root)}"
+        return f"unknown setting `{key}` in {place}{_nearest(loc, _class_at(detail['loc'][:-1], root), root)}"
+    if detail["type"].startswith("union_tag"):
+        kinds = re.findall(r"'([^']*)'", detail["ctx"].get("expected_tags", "")) or list(
+            _variants(_annotation_at(loc, root))
+        )
+        found = detail["ctx"].get("tag", "")
+        got = f'"{found}"' if found else "missing"
+        return f"`{key}.kind` is {got} in {place}; it should be one of {', '.join(kinds)}{_did_you_mean(found, kinds)}"
     if detail["type"] == "missing":
         return f"missing setting `{key}` in {place}: it has no default"
     message = detail["msg"].replace("an object", "a table")
@@ -248,10 +255,10 @@ def _explain_one(detail: Any, origin: Callable[[str], str], root: type[Settings]
     return f"`{key}` is {_brief(detail['input'])} in {place}; {wanted}{hint}"
 
 
-def _nearest(loc: tuple[str | int, ...], root: type[Settings]) -> str:
+def _nearest(loc: Sequence[str | int], owner: type[BaseModel], root: type[Settings]) -> str:
     """Name the known setting that an unknown one was meant to be, or all that are possible there."""
     *parents, name = (str(part) for part in loc)
-    siblings = [".".join([*parents, other]) for other in _class_at(loc[:-1], root).model_fields]
+    siblings = [".".join([*parents, other]) for other in owner.model_fields]
     elsewhere = [key for key in _known_keys(root) if key.rsplit(".", 1)[-1] == name]
     hint = _did_you_mean(".".join([*parents, name]), siblings) or (
         f"; did you mean `{elsewhere[0]}`?" if elsewhere else ""
@@ -265,11 +272,40 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def _class_at(loc: Sequence[str | int], root: type[Settings]) -> type[BaseModel]:
+    """The settings class at an error's place; of several kinds, the one whose tag follows in the place."""
     found: type[BaseModel] = root
+    variants: Mapping[str, type[BaseModel]] = {}
     for part in loc:
-        if isinstance(part, str):
-            found = _settings_class(found.model_fields[part].annotation) or found
+        if part in variants:
+            found, variants = variants[str(part)], {}
+        elif isinstance(part, str):
+            annotation = found.model_fields[part].annotation
+            variants = _variants(annotation)
+            found = _settings_class(annotation) or found
     return found
+
+
+def _without_tags(loc: Sequence[str | int], root: type[Settings]) -> tuple[str | int, ...]:
+    """An error's place as it is written in a config: pydantic adds the `kind` of a table that has several."""
+    kept: list[str | int] = []
+    for depth, part in enumerate(loc):
+        is_setting = depth > 0 and isinstance(loc[depth - 1], str) and isinstance(part, str)
+        if not (is_setting and part in _variants(_annotation_at(loc[:depth], root))):
+            kept.append(part)
+    return tuple(kept)
+
+
+def _annotation_at(loc: Sequence[str | int], root: type[Settings]) -> Any:
+    field = _class_at(loc[:-1], root).model_fields.get(str(loc[-1]))
+    return field.annotation if field else None
+
+
+def _variants(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The classes of a table that has several kinds, by `kind`; empty for anything else."""
+    classes = [one for one in get_args(annotation) if isinstance(one, type) and issubclass(one, BaseModel)]
+    if len(classes) < 2:
+        return {}
+    return {get_args(one.model_fields["kind"].annotation)[0]: one for one in classes}
 
 
 def _known_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -278,6 +314,8 @@ def _known_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from _known_keys(inner, f"{prefix}{name}.")
+        for variant in _variants(inner).values():
+            yield from _known_keys(variant, f"{prefix}{name}.")
 
 
 def _settings_class(annotation: Any) -> type[BaseModel] | None:

@@ -4,6 +4,8 @@
          -> encoder -> teacher
                     -> partition -> router, experts -> scores -> mixture -> students -> attacks -> results
 
+Where the settings ask for a loss of features, a step between a teacher and its students reads its hidden states once.
+
 `full` experts are an encoder each, with a router of their own; `shared` ones are heads on one encoder that is its own
 router. Every control of the paper's question is a step like any other: the same function with other inputs.
 """
@@ -37,6 +39,8 @@ TARGETS = {
     "hard": None,
     "ensemble": "ensemble",
     "random-partition": "mixture-random-partition",
+    "pioneer": "teacher",
+    "soda": "teacher",
 }
 
 
@@ -138,7 +142,7 @@ def plan(settings: MoekdSettings) -> list[Step]:
         teachers = _teacher_side(settings, data, encoder, seed)
         reported += teachers.values()
         reported += [
-            _student(data, tokens[shape], system, shape, seed, teachers)
+            _student(settings, data, tokens[shape], system, shape, seed, teachers)
             for shape in settings.student.shapes
             for system in settings.student.systems
         ]
@@ -178,7 +182,7 @@ def candidates(settings: MoekdSettings, search: Kind, budget_bytes: int) -> Path
     step = Step(
         "candidates",
         "moekd.distill.candidates:train_candidates",
-        reads=("search", "distill", "student.training"),
+        reads=("search", "distill.temperature", "student.training"),
         needs={"data": data, "targets": _teacher_side(settings, data, _encoder(data), seed)["mixture"]},
         variant={"search": search, "budget_bytes": budget_bytes, "seed": seed},
     )
@@ -386,15 +390,56 @@ def _attacked_kind(step: Step) -> str | None:
     return {"teacher": "teacher", "saved-mixture": "mixture", "student": "students"}.get(step.stage)
 
 
-def _student(data: Step, tokens: Step, system: str, shape: str, seed: int, teachers: Mapping[str, Step]) -> Step:
+def _student(
+    settings: MoekdSettings,
+    data: Step,
+    tokens: Step,
+    system: str,
+    shape: str,
+    seed: int,
+    teachers: Mapping[str, Step],
+) -> Step:
     needs = {"data": data, "tokens": tokens}
     target = TARGETS[system]
     if target is not None:
         needs["targets"] = teachers[target]
+        if settings.distill.features:
+            needs["features"] = _features(settings, target, seed, teachers)
+    if system == "pioneer":
+        needs["variants"] = Step(
+            "variants",
+            "moekd.distill.variants:score_variants",
+            needs={"data": data, "teacher": teachers["teacher"]},
+            variant={"seed": seed},
+        )
     return Step(
         "student",
         "moekd.distill.student:train_student",
         reads=("student.training", *(("distill",) if target else ())),
         needs=needs,
         variant={"system": f"student-{system}", "student": shape, "seed": seed},
+    )
+
+
+def _features(settings: MoekdSettings, target: str, seed: int, teachers: Mapping[str, Step]) -> Step:
+    """The hidden states of one teacher: of the single one, of a mixture's experts, or of the shared encoder."""
+    teacher = teachers[target]
+    needs = dict(teachers["teacher"].needs)
+    reads: tuple[str, ...] = ("encoder.max_length",)
+    if target == "teacher":
+        needs["model"] = teacher
+    elif settings.experts.mode == "shared":
+        needs["model"] = teachers["router"]
+        target = "shared-encoder"  # the same for every mixture
+    else:
+        scores = teacher.needs["scores"]
+        needs |= {name: scores.needs[name] for name in ("partition", "experts")}
+        needs |= {"scores": scores, "mixture": teacher}
+        reads += ("mixture", "experts.training.bf16")
+    return Step(
+        "features",
+        "moekd.distill.features:collect",
+        reads=reads,
+        needs=needs,
+        variant={"system": target, "seed": seed},
     )

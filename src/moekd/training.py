@@ -48,6 +48,7 @@ class Task:
         forward: for other work than classifying texts: the model and the batch's rows -> outputs. Runs under autocast;
             torch's generator is seeded by step, so that what it draws is the same in a resumed run.
         report: told the history after each epoch; for runs of hours, whose bar alone says too little.
+        begin_step: told the share of the run that is over, in [0, 1), before each step; for losses that change with it.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Task:
     measure: Callable[[Any], float] | None
     forward: Callable[[Any, np.ndarray], Any] | None = None
     report: Callable[[History], None] | None = None
+    begin_step: Callable[[float], None] | None = None
 
 
 @dataclass
@@ -131,6 +133,8 @@ def fit(model: Any, task: Task, settings: Training, *, pad_id: int, seed: int, f
                         warmup=settings.warmup,
                         schedule=settings.schedule,
                     )
+                if task.begin_step is not None:
+                    task.begin_step(progress)
                 step = (position.epoch, position.batch) + ((rank,) if rank else ())
                 torch.manual_seed(numerics.seed_of(seed, "dropout", *step))
                 loss = _step(model, task, optimizer, rows[rank::processes], settings, pad_id)

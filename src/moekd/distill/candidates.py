@@ -14,8 +14,8 @@ from moekd.classifier import predict, roberta
 from moekd.data import load_parts
 from moekd.distill.losses import soft_target_loss
 from moekd.distill.targets import teacher_logits
+from moekd.distill.variants import renamed_functions
 from moekd.files import sha256_text
-from moekd.rewrite import Template, fault_of_renaming
 from moekd.students.ledger import evaluate_all
 from moekd.students.search import RECIPES
 from moekd.students.surrogate import spread
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moekd.config import MoekdSettings
-    from moekd.records import Sample
     from moekd.students.search import Kind
     from moekd.students.space import Configuration
 
@@ -120,24 +119,6 @@ def measure_candidate(
         measures["flips"] = float((answers(model, judged) != answers(model, renamed)).mean())
     shutil.rmtree(work)
     return measures
-
-
-def renamed_functions(samples: Sequence[Sample], named_after: Sequence[Sample], *, seed: int) -> list[str]:
-    """Each function with all its local variables and parameters renamed, checked; unchanged where that is impossible.
-
-    New names are those of variables of other functions, drawn by seed. MORPH takes them from a closed model and renames
-    the function and its parameters (methods.md 3.2).
-    """
-    pool = sorted({one.name for sample in named_after for one in Template.of(sample.func).identifiers})
-    return [_renamed(sample, pool, numerics.generator(seed, "renamed", sample.id)) for sample in samples]
-
-
-def _renamed(sample: Sample, pool: Sequence[str], rng: np.random.Generator) -> str:
-    template = Template.of(sample.func)
-    free = [name for name in rng.permutation(pool).tolist() if template.is_free(name)]
-    # With fewer names than variables the first ones alone are renamed.
-    renaming = dict(zip([one.name for one in template.identifiers], free, strict=False))
-    return sample.func if fault_of_renaming(template, renaming) else template.render(renaming)
 
 
 def _encoded(tokenizer: Any, texts: Sequence[str], configuration: Configuration) -> Tokens:

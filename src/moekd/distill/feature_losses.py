@@ -1,7 +1,7 @@
 """Losses on hidden states, as pure functions. A projection (`projection.py`) brings widths together where they differ.
 
 Student and teacher cut a text in different tokens, so losses over tokens apply only where both read the same ones; the
-others work on one state a text (the first token's or a mean). States of a mixture: `mixture_states`.
+others work on one state a text. `states.py` makes places that both have of tokens that they do not.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moekd.distill.checks import (
-    require_axes,
     require_mask,
     require_not_negative,
     require_positive,
@@ -31,7 +30,8 @@ def hidden_state_loss(student: Tensor, teacher: Tensor) -> Tensor:
         Scalar in squared units of the states, >= 0; zero at equality.
     Raises:
         ValueError: shapes differ.
-    Source: Romero et al. 2015 (FitNets), arXiv:1412.6550, equation 3.
+    Source: the hints of Romero et al. 2015 (FitNets), arXiv:1412.6550; there of one layer, and trained on before the
+    rest.
     """
     require_same_states(student, teacher, "rows, width")
     return (student - teacher.detach()).square().sum(dim=1).mean() / 2
@@ -46,7 +46,8 @@ def patient_loss(student: Tensor, teacher: Tensor) -> Tensor:
         Scalar without unit, 0 to 4 · layers; zero when all states point the same way.
     Raises:
         ValueError: shapes differ.
-    Source: Sun et al. 2019 (PKD), arXiv:1908.09355, section 3.2.
+    Source: Sun et al. 2019 (PKD), arXiv:1908.09355. The authors' code takes the mean over layers and width where this
+    is a sum, so their weights are larger.
     """
     from torch.nn import functional as F
 
@@ -60,11 +61,16 @@ def skip_layers(student_layers: int, teacher_layers: int) -> tuple[int, ...]:
 
     The last layers meet in the logits already. For 6 layers of 12: (2, 4, 6, 8, 10).
 
-    Source: Sun et al. 2019, arXiv:1908.09355, section 3.2, "PKD-Skip".
+    Source: Sun et al. 2019, arXiv:1908.09355, "PKD-Skip".
     """
     if min(student_layers, teacher_layers) < 1:
         raise ValueError(f"both need a layer at least, got student {student_layers}, teacher {teacher_layers}")
     return tuple(layer * teacher_layers // student_layers for layer in range(1, student_layers))
+
+
+def matched_layers(student_layers: int, teacher_layers: int) -> tuple[int, ...]:
+    """As `skip_layers`, but with the last layers matched, too: a teacher's layer for each of the student's."""
+    return (*skip_layers(student_layers, teacher_layers), teacher_layers)
 
 
 def attention_transfer_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -79,7 +85,8 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> T
         Scalar without unit, 0 to sqrt(2); zero at equality.
     Raises:
         ValueError: batch, tokens or mask differ.
-    Source: Zagoruyko, Komodakis 2017, arXiv:1612.03928, equation 2 without its beta / 2; places are tokens here.
+    Source: the activation-based transfer of Zagoruyko, Komodakis 2017, arXiv:1612.03928, without a weight; places are
+    tokens here.
     """
     from torch.nn import functional as F
 
@@ -92,17 +99,17 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> T
 def contrastive_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
     """Cross-entropy of finding a text's teacher state among those of the batch, by cosine with the student's.
 
-    The source contrasts with thousands of stored states and an NCE estimate; a batch of negatives and a softmax is our
+    The authors' code contrasts with 16,384 stored states and an NCE estimate; a batch of negatives and a softmax is our
     reading of it for few samples. A batch of one is refused: there is nothing to tell apart.
 
     Args:
         student, teacher: (batch, width), the same shape, batch >= 2.
-        temperature: of the cosines, finite and > 0. The source uses 0.07.
+        temperature: of the cosines, finite and > 0. The authors' code has 0.07.
     Returns:
         Scalar in nats, >= 0; ln(batch) when all states are alike.
     Raises:
         ValueError: shapes differ, one text only, or the temperature is not finite and positive.
-    Source: Tian, Krishnan, Isola 2020 (CRD), arXiv:1910.10699, section 3.
+    Source: Tian, Krishnan, Isola 2020 (CRD), arXiv:1910.10699.
     """
     import torch
     from torch.nn import functional as F
@@ -121,7 +128,8 @@ def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, window: int
     Mean squared difference of distances, each in units of the model's mean distance, plus angle_weight times that of
     the cosines at each state between two of its neighbours. Unchanged when a model's states are moved, turned, or
     scaled as a whole; widths may differ. Over the tokens of a text it is CKD's word relation, over a token's layers
-    (batch = all tokens, items = layers) its layer-transforming relation. Squared error and the unit are our reading.
+    (batch = all tokens, items = layers) its layer-transforming relation. The authors' code has several errors and units
+    to choose from; squared error and the mean distance, here of the whole batch, are our choice.
 
     Args:
         student: (batch, items, width); teacher: (batch, items, other width).
@@ -132,7 +140,7 @@ def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, window: int
         Scalar without unit, >= 0; zero at equality.
     Raises:
         ValueError: batch, items or mask differ, no two neighbours are real, or a parameter is out of range.
-    Source: Park, Kim, Yang 2021 (CKD), arXiv:2109.08359, section 3.
+    Source: Park, Kim, Yang 2021 (CKD), arXiv:2109.08359.
     """
     require_same_places(student, teacher, "batch, items, width")
     require_mask(mask, student)
@@ -148,25 +156,9 @@ def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, window: int
     return loss + angle_weight * (angles[0] - angles[1])[triples].square().mean()
 
 
-def mixture_states(states: Tensor, weights: Tensor) -> Tensor:
-    """One teacher state a text from those of the selected experts: their mean by router weight.
-
-    Args:
-        states: (batch, experts, width). weights: (batch, experts), >= 0, each row of sum 1; 0 for who was not selected.
-    Returns:
-        (batch, width) in the units of the states.
-    Raises:
-        ValueError: shapes do not agree, or a row of weights is negative or does not sum to 1.
-    Source: our reading for a mixture (methods.md 9); weights as in MoEKD, arXiv:2603.13213, equation 3.
-    """
-    import torch
-
-    require_axes("states", states, "batch, experts, width")
-    if weights.shape != states.shape[:2]:
-        raise ValueError(f"weights must be {tuple(states.shape[:2])}, got {tuple(weights.shape)}")
-    if (weights < 0).any() or not torch.allclose(weights.sum(dim=1), weights.new_ones(len(weights)), atol=1e-4):
-        raise ValueError("weights must not be negative, and each row must sum to 1")
-    return torch.einsum("bew,be->bw", states, weights)
+def has_neighbours(mask: Tensor, window: int) -> bool:
+    """Whether two items within `window` // 2 of each other are real: what `relation_loss` compares."""
+    return bool(_neighbours(mask, window // 2)[1].any())
 
 
 def _neighbours(mask: Tensor, reach: int) -> tuple[Tensor, Tensor]:

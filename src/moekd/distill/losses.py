@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def soft_target_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+def soft_target_loss(student: Tensor, teacher: Tensor, *, temperature: float, weights: Tensor | None = None) -> Tensor:
     """Divergence of the student's softened class probabilities from the teacher's.
 
     The batch mean of T² · KL(softmax(teacher / T) ‖ softmax(student / T)); no hard labels take part. The T² keeps the
@@ -30,15 +30,21 @@ def soft_target_loss(student: Tensor, teacher: Tensor, *, temperature: float) ->
         student: logits, (batch, classes). The only input that receives a gradient.
         teacher: logits, exactly the same shape; a (batch, 1) tensor is refused, not broadcast.
         temperature: T, finite and > 0, no unit.
+        weights: of the rows, (batch,), >= 0, as from `schedules.uncertainty`; None: each counts 1.
     Returns:
         Scalar in nats, >= 0; zero when both give the same probabilities.
     Raises:
-        ValueError: shapes differ, fewer than two classes, or T is not finite and positive.
+        ValueError: shapes differ, fewer than two classes, T is not finite and positive, or weights are no row each.
     Source: Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2; MoEKD, arXiv:2603.13213, equation 4.
     """
     from torch.nn import functional as F
 
     log_p, log_q = _log_probabilities(student, teacher, temperature)
+    if weights is not None:
+        if weights.shape != student.shape[:1]:
+            raise ValueError(f"weights must be ({len(student)},), one a row; got {tuple(weights.shape)}")
+        each = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)  # (batch,)
+        return temperature**2 * (weights * each).mean()
     return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
@@ -50,13 +56,13 @@ def skewed_kl_loss(student: Tensor, teacher: Tensor, *, temperature: float, skew
 
     Args:
         student, teacher: logits, (batch, classes), the same shape.
-        temperature: T, finite and > 0. The source uses T = 1.
-        skew: share of the teacher in the mixture, 0 < skew < 1. The source recommends 0.1.
+        temperature: T, finite and > 0. The authors' code has none, which is T = 1.
+        skew: share of the teacher in the mixture, 0 < skew < 1. The authors' code has 0.1.
     Returns:
         Scalar in nats, >= 0; zero when both give the same probabilities.
     Raises:
         ValueError: shapes differ, fewer than two classes, or a parameter is out of range.
-    Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, section 3.1.
+    Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, section 3; T is ours.
     """
     import torch
     from torch.nn import functional as F
@@ -89,12 +95,12 @@ def decoupled_loss(
         student, teacher: logits, (batch, classes), the same shape.
         labels: class indices, int64, (batch,).
         temperature: T, finite and > 0.
-        target_weight, other_weight: finite, >= 0. The source uses 1 and 1 to 8.
+        target_weight, other_weight: alpha and beta, finite, >= 0. The authors' code has 1 and 8 by default.
     Returns:
         Scalar in nats, >= 0; zero when both give the same probabilities.
     Raises:
         ValueError: shapes differ, fewer than two classes, labels that are no classes, or a parameter out of range.
-    Source: Zhao et al. 2022, arXiv:2203.08679, section 3.
+    Source: Zhao et al. 2022 (DKD), arXiv:2203.08679; alpha and beta are theirs.
     """
     import torch
     from torch.nn import functional as F
@@ -122,7 +128,7 @@ def dist_loss(
     Matching relations instead of values is easier for a student much smaller than its teacher. For two classes the
     first term has no gradient: centred, a row is (d, -d), so its correlation is 1 or -1 whatever d. The second needs
     a batch of two or more, and the larger the batch, the less noisy it is. No factor T², as in the study's code
-    (methods.md 9).
+    (methods.md 9); copies of the authors' code have one.
 
     Args:
         student, teacher: logits, (batch, classes), the same shape; batch >= 2.
@@ -132,7 +138,7 @@ def dist_loss(
         Scalar without unit, 0 to 2 · (inter_weight + intra_weight); zero at equal probabilities that vary.
     Raises:
         ValueError: shapes differ, fewer than two classes or samples, or a parameter is out of range.
-    Source: Huang et al. 2022 (DIST), arXiv:2205.10536, section 3.
+    Source: Huang et al. 2022 (DIST), arXiv:2205.10536.
     """
     require_not_negative("inter_weight", inter_weight)
     require_not_negative("intra_weight", intra_weight)
@@ -153,7 +159,7 @@ def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
         Scalar without unit, 0 to 2.
     Raises:
         ValueError: shapes differ or are not (rows, values).
-    Source: Huang et al. 2022, arXiv:2205.10536, section 3.
+    Source: Huang et al. 2022 (DIST), arXiv:2205.10536.
     """
     from torch.nn import functional as F
 
@@ -196,7 +202,7 @@ def standardise_logits(logits: Tensor) -> Tensor:
         The same shape, without unit; mean 0 and population variance 1 in each row.
     Raises:
         ValueError: another shape, or fewer than three classes.
-    Source: Sun et al. 2024, arXiv:2403.01427, section 4 and algorithm 1.
+    Source: Sun et al. 2024, arXiv:2403.01427, algorithm 1.
     """
     if logits.ndim != 2 or logits.shape[1] < 3:
         raise ValueError(

@@ -15,7 +15,7 @@ def projection(student_width: int, teacher_width: int, *, seed: int) -> nn.Linea
 
     Raises:
         ValueError: a width is below 1.
-    Source: the regressor of Romero et al. 2015 (FitNets), arXiv:1412.6550, section 2.2, for vectors.
+    Source: the regressor of Romero et al. 2015 (FitNets), arXiv:1412.6550, for vectors.
     """
     import torch
 

@@ -16,7 +16,8 @@ def annealed(progress: float, *, start: float, end: float) -> float:
     """A temperature or a weight on the straight line from `start` to `end`, in the unit of both.
 
     A high temperature first makes the targets smooth and easy; a weight that moves from the teacher's term to the
-    labels' follows the same idea, from a simple objective to the real one.
+    labels' follows the same idea, from a simple objective to the real one. Both are our reading: Annealing KD goes
+    through temperatures step by step and learns from the labels alone at the end.
 
     Args:
         progress: share of the run that is over, 0 to 1.
@@ -38,7 +39,7 @@ def competence(progress: float, *, initial: float) -> float:
         initial: c, the share at the start, 0 < c <= 1.
     Raises:
         ValueError: progress is no share, or initial is out of range.
-    Source: Platanios et al. 2019, arXiv:1903.09848, section 2.2, "competence-sqrt".
+    Source: Platanios et al. 2019, arXiv:1903.09848, its square-root competence.
     """
     require_share("progress", progress)
     if not 0 < initial <= 1:
@@ -73,7 +74,8 @@ def uncertainty(logits: Tensor) -> Tensor:
         logits: of the student, (batch, classes), two classes or more.
     Raises:
         ValueError: another shape.
-    Source: Li et al. 2021 (Dynamic KD), arXiv:2109.11295, section 4; scaled to 0..1 by us.
+    Source: Li et al. 2021 (Dynamic KD), arXiv:2109.11295, whose code scales it likewise to tell two teachers' shares;
+    as the weight of one teacher's term it is our reading.
     """
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(f"logits must be (batch, classes) with two classes or more, got {tuple(logits.shape)}")
@@ -104,3 +106,27 @@ def balance(task: Tensor, teacher: Tensor) -> float:
     if squared == 0:
         return 0.5
     return min(1.0, max(0.0, float(difference @ teacher.double()) / squared))
+
+
+def failures(student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How often each function is drawn next, from what the student makes of it now: shares of sum 1, (rows,).
+
+    In proportion to 1 + half the L1 distance of the two models' probabilities + 1 if the student's label is wrong: a
+    mastered function is still seen, a failure up to three times as often.
+
+    Args:
+        student, teacher: class probabilities, (rows, classes), the same shape. labels: class indices, (rows,).
+    Raises:
+        ValueError: shapes do not fit together.
+    Source: our reading of SODA (Chen et al., arXiv:2408.03680) for classifiers (methods.md 4.2).
+    """
+    import numpy as np
+
+    if student.shape != teacher.shape or student.ndim != 2 or labels.shape != student.shape[:1]:
+        raise ValueError(
+            f"probabilities must be (rows, classes) and labels (rows,), got {student.shape}, {teacher.shape} and "
+            f"{labels.shape}"
+        )
+    distance = np.abs(student - teacher).sum(axis=1, dtype=np.float64) / 2
+    weight = 1 + distance + (student.argmax(axis=1) != labels)
+    return weight / weight.sum()

@@ -4,7 +4,15 @@
 `model` is router and experts as one thing to save, load and ask.
 """
 
-from moekd.mixture.fusion import calibration_temperatures, fuse, log_softmax, plain_ensemble, selected_weights, top_k
+from moekd.mixture.fusion import (
+    calibration_temperatures,
+    expert_shares,
+    fuse,
+    log_softmax,
+    plain_ensemble,
+    selected_weights,
+    top_k,
+)
 from moekd.mixture.model import Mixture
 from moekd.mixture.table import Table, fuse_table, load_table, save_table
 
@@ -12,6 +20,7 @@ __all__ = [
     "Mixture",
     "Table",
     "calibration_temperatures",
+    "expert_shares",
     "fuse",
     "fuse_table",
     "load_table",

@@ -90,6 +90,28 @@ def fuse(
     return (share * chosen).sum(axis=1)
 
 
+def expert_shares(
+    router_logits: np.ndarray, expert_logits: np.ndarray, *, k: int, weights: Weights, fusion: Fusion
+) -> np.ndarray:
+    """Return each expert's share in the mixture of a sample, (n, K), each row adding up to 1; 0 if not selected.
+
+    By these shares the experts' hidden states make the mixture's. Under `maximum` the one expert whose logits are taken
+    has all; `probabilities` mixes other things than `logits`, by the same weights. Arguments and errors as in `fuse`.
+    """
+    require_shapes(router_logits, expert_logits)
+    selected = top_k(router_logits, k)
+    if fusion == "maximum":
+        chosen = np.take_along_axis(expert_logits, selected[:, :, None], axis=1)  # (n, k, 2)
+        _require_answers(chosen, f"the {k} experts that the router selects")
+        surest = (chosen[:, :, 1] - chosen[:, :, 0]).argmax(axis=1)
+        share = np.eye(k)[surest]  # (n, k)
+    else:
+        share = selected_weights(np.exp(log_softmax(router_logits)), selected, rule=weights)
+    shares = np.zeros(router_logits.shape)
+    np.put_along_axis(shares, selected, share, axis=1)
+    return shares
+
+
 def plain_ensemble(expert_logits: np.ndarray) -> np.ndarray:
     """Return the mean of all experts' logits, float64, (n, 2): the control without a router.
 

@@ -52,6 +52,8 @@ COMPARISONS = (
     ("student-moe", "student-hard"),  # ... than the labels?
     ("student-moe", "student-ensemble"),  # ... or is it the ensemble?
     ("student-moe", "student-random-partition"),  # ... or any partition?
+    ("student-moe", "student-pioneer"),  # ... or than other ways to learn from one teacher?
+    ("student-moe", "student-soda"),
     ("student-moe", "bag-of-tokens"),  # does the student beat word counts from the same functions?
     ("mixture", "teacher"),
     ("mixture", "ensemble"),

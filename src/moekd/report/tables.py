@@ -34,6 +34,8 @@ SYSTEMS = (
     "student-hard",
     "student-ensemble",
     "student-random-partition",
+    "student-pioneer",
+    "student-soda",
 )
 
 

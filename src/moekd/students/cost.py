@@ -46,8 +46,10 @@ def cost_of(shape: Shape, *, length: int) -> Cost:
     Args:
         length: real tokens of a text, such as the data's median; 1 to the shape's maximal length.
     Raises:
-        ValueError: the length is out of range.
+        ValueError: the length is out of range, or the shape is no transformer.
     """
+    if shape.architecture == "bigru":
+        raise ValueError("costs are counted for transformers; of a BiGRU only Shape.parameters is known")
     if not 1 <= length <= shape.max_length:
         raise ValueError(f"length must be 1 to {shape.max_length}, the shape's maximal length; got {length}")
     parameters = shape.parameters()
