@@ -228,6 +228,35 @@ class Distill(Settings):
     temperature: float = Field(10.0, gt=0)  # T, no unit
 
 
+PublishedMethod = Literal["compressor", "avatar", "morph"]
+#: `reference`: with every defect of the method's code that changes results; `fixed`: with none; else `fixed` with that
+#: one defect (students/published.py says what each is).
+Way = Literal["reference", "fixed", "one-output-teacher", "sigmoid-targets", "frozen-biases", "unscaled-loss"]
+
+
+class Published(Settings):
+    """Published methods as whole systems: architecture, single teacher, their training (methods.md sections 1 to 3)."""
+
+    systems: tuple[PublishedMethod, ...] = ()  # none: none is trained
+    ways: tuple[Way, ...] = Field(("reference", "fixed"), min_length=1)
+    sizes: tuple[Literal["3mb", "2mb", "1.6mb"], ...] = Field(("3mb",), min_length=1)
+    epochs: int | None = Field(None, ge=1)  # of every student; None: each method's own, 20, 50 and 40
+    # `avatar-3mb` = search.json of `moekd search avatar --budget 3MB --out FOLDER`: its pick replaces the published one
+    searched: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _searched_students_exist(self) -> Published:
+        for student in self.searched:
+            method, _, size = student.partition("-")
+            if method not in ("avatar", "morph") or method not in self.systems or size not in self.sizes:
+                raise ValueError(
+                    f"published.searched holds {student!r}, which is not trained: name a method of published.systems "
+                    "(avatar or morph; Compressor's architectures are optima already) and a size of published.sizes, "
+                    "such as avatar-3mb"
+                )
+        return self
+
+
 class Search(Settings):
     """Candidates that `moekd search` trains for its surrogates; none unless asked for."""
 
@@ -291,6 +320,7 @@ class MoekdSettings(RootSettings):
     mixture: Mixture = Mixture()
     student: Student = Student()
     distill: Distill = Distill()
+    published: Published = Published()
     search: Search = Search()
     evaluate: Evaluate = Evaluate()
     attack: Attack = Attack()
