@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from micro import settings
@@ -18,6 +20,7 @@ from moekd.scorer import save_scores, scores_of
 from moekd.stages import data_step
 from moekd.steps import run_steps
 from moekd.students.ledger import read_ledger
+from moekd.students.space import Configuration
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,40 @@ def test_nothing_is_trained_unless_asked(tmp_path, capsys):
     config.write_text('name = "x"\n[[data.sources]]\nkind = "embedded"\n')
     assert cli.main(["search", "avatar", "--config", str(config)]) == 2
     assert "search.points is 0" in capsys.readouterr().err
+
+
+def test_a_search_from_a_config_to_its_pick(tmp_path, capsys, monkeypatch):
+    """`moekd search avatar --config`: teacher side, ten candidates in two processes, surrogate, front and pick; the
+    second call trains nothing and finds the same."""
+    chosen = settings(
+        tmp_path / "runs",
+        data={"sources": [{"kind": "embedded", "count": 80}]},
+        partition={"min_samples": 2},
+        search={"points": 10, "epochs": 1, "workers": 2},
+    )
+    monkeypatch.setattr(cli, "_settings", lambda config, overrides: chosen)
+    arguments = [
+        "search",
+        "avatar",
+        "--config",
+        "x.toml",
+        "--budget",
+        "150kB",
+        "--json",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert cli.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["surrogates"]["accuracy"]["points"] == 10
+    assert found["picked"]["configuration"]["position"] == "absolute"
+    assert Configuration(**found["picked"]["configuration"]).reference_bytes() <= 150_000
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"front.png", "search.json"}
+    (folder,) = (path for path in (tmp_path / "runs" / "candidates").iterdir() if path.is_dir())
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "points.jsonl"}
+    monkeypatch.setattr(candidates, "evaluate_all", None)
+    assert cli.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["picked"] == found["picked"]
 
 
 def test_a_search_section_changes_no_stage_of_a_run():

@@ -195,7 +195,8 @@ def test_only_masked_logits_are_the_same_logits(architecture, packed_tokenizer, 
 def language_model(chosen: PretrainSettings, tokenizer, hidden: int = 32):
     from transformers import AutoModelForMaskedLM
 
-    return new_model(AutoModelForMaskedLM, chosen, tokenizer, layers=1, hidden=hidden, heads=2)
+    sizes = {"layers": 1, "hidden": hidden, "heads": 2, "intermediate": 2 * hidden}
+    return new_model(AutoModelForMaskedLM, chosen, tokenizer, sizes)
 
 
 def test_right_guesses_are_no_replacements(packed_tokenizer, rows, monkeypatch):

@@ -27,6 +27,9 @@ from moekd.tokens import Tokens, train_bpe
         ("avatar-3mb", 750_599),  # methods.md 2.6
         ("avatar-2mb", 499_440),
         ("avatar-1.6mb", 399_273),
+        ("morph-3mb", 735_950),  # 751,952 by MORPH's formula; its results have 3.0069 MB, of fractional genes
+        ("morph-2mb", 499_841),
+        ("morph-1.6mb", 399_905),
     ],
 )
 def test_parameters_as_published(name, parameters):

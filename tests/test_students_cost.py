@@ -11,7 +11,7 @@ from test_students import vocabulary_of
 
 from moekd.classifier import Classifier
 from moekd.errors import SettingsError
-from moekd.students import SHAPES, Shape
+from moekd.students import SHAPES, Shape, compressor
 from moekd.students.compressor import AXES, fitness, genetic_search, optimum
 from moekd.students.cost import cost_of, matrix_flops, matrix_parameters, reference_flops
 from moekd.students.shapes import build_student
@@ -100,11 +100,25 @@ def test_the_optimum_is_the_published_architecture(megabytes, name, expected):
 
 
 def test_the_genetic_algorithm_reaches_the_optimum_and_never_beats_it():
-    """Of seeds 0 to 3 the last ends at the published architecture; of 60 seeds three did, the others stuck below it."""
-    found = [genetic_search(3_000_000, np.random.default_rng(seed)) for seed in range(4)]
+    """Of seeds 0 to 59 two end at the published architecture, 22 and 36; the others stay below it."""
+    found = [genetic_search(3_000_000, np.random.default_rng(seed)) for seed in (0, 1, 22)]
     best = fitness(SHAPES["compressor-3mb"], 3_000_000)
     assert all(one.fitness <= best for one in found)
-    assert [one.shape == SHAPES["compressor-3mb"] for one in found] == [False, False, False, True]
+    assert [one.shape == SHAPES["compressor-3mb"] for one in found] == [False, False, True]
+
+
+def test_mutation_goes_through_the_genes_in_their_own_order():
+    """As in the reference: genomes drawn at random end with the layers, crossed ones with the vocabulary; the last gene
+    always changes, and no gene before the first changed one does."""
+    rng = np.random.default_rng(0)
+    drawn = {"vocabulary": 1000, "heads": 1, "hidden": 16, "intermediate": 32, "layers": 1}
+    crossed = compressor._crossed(drawn, drawn, 2)
+    assert list(crossed) == sorted(drawn)
+    for genes, last in ((drawn, "layers"), (crossed, "vocabulary")):
+        for _ in range(50):
+            changed = [name for name, value in compressor._mutated(genes, rng).items() if value != genes[name]]
+            assert changed == list(genes)[len(genes) - len(changed) :]
+            assert changed[-1] == last
 
 
 def test_equal_seeds_find_equal_architectures():

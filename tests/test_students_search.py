@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ UNEVEN = json.dumps(
         "values": {},
     }
 )
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ABOUT = {"data": "none", "seed": 0}
 
 
@@ -283,6 +286,16 @@ def test_the_plane_through_the_extremes_by_hand():
     assert extremes(front).tolist() == [0, 2]
     assert intercepts(front, extremes(front)) == pytest.approx([2, 4])
     assert intercepts(np.array([[3.0, 0]]), np.array([0])).tolist() == [3, 1]
+
+
+def test_fronts_are_as_good_as_those_of_pymoos_age_moea():
+    """MORPH's four objectives, 20 points, 15 generations: pymoo's own survival, which needs numba, reaches 0.397 on the
+    mean of 8 seeds (0.327 to 0.446), ours 0.429 (`benchmarks/search.py`, its invented measures)."""
+    specification = importlib.util.spec_from_file_location("search_benchmark", BENCHMARKS / "search.py")
+    benchmark = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(benchmark)
+    found = [benchmark.morph_hypervolume(seed, population=20, generations=15) for seed in range(5)]
+    assert np.mean(found) > 0.38
 
 
 def test_ends_survive_and_crowds_do_not():

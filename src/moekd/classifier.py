@@ -147,10 +147,7 @@ def build(
         return roberta(
             tokenizer=tokenizer,
             max_length=encoder.max_length,
-            layers=encoder.layers,
-            hidden=encoder.hidden,
-            heads=encoder.heads,
-            intermediate=encoder.intermediate,
+            **sizes_of(encoder),
             dropout=dropout,
             labels=labels,
             ngram_buckets=encoder.ngram_buckets,
@@ -195,6 +192,11 @@ def _set_dropout(config: Any, dropout: float) -> None:
     for field in config.to_dict():
         if "dropout" in field or field.endswith("_pdrop"):
             setattr(config, field, 0.0 if "att" in field else dropout)
+
+
+def sizes_of(place: Any) -> dict[str, Any]:
+    """The sizes of settings, a shape or a configuration, as `roberta` and `modernbert` take them."""
+    return {name: getattr(place, name) for name in ("layers", "hidden", "heads", "intermediate")}
 
 
 def roberta(*, ngram_buckets: int = 0, **shape: Any) -> Any:

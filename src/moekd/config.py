@@ -418,6 +418,35 @@ class Distill(Settings):
         return self
 
 
+PublishedMethod = Literal["compressor", "avatar", "morph"]
+#: `reference`: with every defect of the method's code that changes results; `fixed`: with none; else `fixed` with that
+#: one defect (students/published.py says what each is).
+Way = Literal["reference", "fixed", "one-output-teacher", "sigmoid-targets", "frozen-biases", "unscaled-loss"]
+
+
+class Published(Settings):
+    """Published methods as whole systems: architecture, single teacher, their training (methods.md sections 1 to 3)."""
+
+    systems: tuple[PublishedMethod, ...] = ()  # none: none is trained
+    ways: tuple[Way, ...] = Field(("reference", "fixed"), min_length=1)
+    sizes: tuple[Literal["3mb", "2mb", "1.6mb"], ...] = Field(("3mb",), min_length=1)
+    epochs: int | None = Field(None, ge=1)  # of every student; None: each method's own, 20, 50 and 40
+    # `avatar-3mb` = search.json of `moekd search avatar --budget 3MB --out FOLDER`: its pick replaces the published one
+    searched: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _searched_students_exist(self) -> Published:
+        for student in self.searched:
+            method, _, size = student.partition("-")
+            if method not in ("avatar", "morph") or method not in self.systems or size not in self.sizes:
+                raise ValueError(
+                    f"published.searched holds {student!r}, which is not trained: name a method of published.systems "
+                    "(avatar or morph; Compressor's architectures are optima already) and a size of published.sizes, "
+                    "such as avatar-3mb"
+                )
+        return self
+
+
 class Search(Settings):
     """Candidates that `moekd search` trains for its surrogates; none unless asked for."""
 
@@ -487,6 +516,7 @@ class MoekdSettings(RootSettings):
     mixture: Mixture = Mixture()
     student: Student = Student()
     distill: Distill = Distill()
+    published: Published = Published()
     search: Search = Search()
     evaluate: Evaluate = Evaluate()
     attack: Attack = Attack()
@@ -504,7 +534,11 @@ class MoekdSettings(RootSettings):
                 f'learn from: {_WHY_NO_MIXTURE[task]}. Set student.systems = ["single", "hard"]'
             )
         sections = [name for name in ("partition", "experts", "router", "mixture") if name in self.model_fields_set]
-        for_detectors = {"attack.attacks": self.attack.attacks, "search.points": self.search.points}
+        for_detectors = {
+            "attack.attacks": self.attack.attacks,
+            "search.points": self.search.points,
+            "published.systems": self.published.systems,
+        }
         unused = sections + [name for name, value in for_detectors.items() if value]
         if unused:
             raise ValueError(f'{", ".join(unused)} cannot be used with data.task = "{task}": leave it out')

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 
 from moekd.config import Attack
 from moekd.errors import SettingsError
+from moekd.experts.training import FLAWED_TEACHERS
 from moekd.steps import Step, folder_of, help_with, is_finished, run_steps
+from moekd.students import published
 from moekd.students.shapes import shape_named
 
 if TYPE_CHECKING:
@@ -146,6 +148,7 @@ def plan(settings: MoekdSettings) -> list[Step]:
             for shape in settings.student.shapes
             for system in settings.student.systems
         ]
+        reported += _published(settings, data, encoder, teachers["teacher"], seed)
         reported += _attacks(settings, data, reported, seed)
     # Groups of the per-group measures: those of the CWE taxonomy or the clusters of the first seed's router.
     routers = [step for step in reported if step.variant.get("system") == "router"]
@@ -388,6 +391,61 @@ def _attacked_kind(step: Step) -> str | None:
     if step.stage == "baseline" and step.variant["system"] == "bag-of-tokens":
         return "bag-of-tokens"
     return {"teacher": "teacher", "saved-mixture": "mixture", "student": "students"}.get(step.stage)
+
+
+def _published(settings: MoekdSettings, data: Step, encoder: Step, teacher: Step, seed: int) -> list[Step]:
+    """The students of published methods in the wanted ways and sizes, and the flawed teachers that some learn from."""
+    wanted = settings.published
+    renamed = Step("renamed", "moekd.distill.published:rename", needs={"data": data}, variant={"seed": seed})
+    teachers = {frozenset[str](): teacher} | {
+        flaws: Step(
+            "flawed-teacher",
+            "moekd.experts.training:train_flawed_teacher",
+            reads=("encoder", "teacher.training"),
+            needs={"data": data, "encoder": encoder},
+            variant={"system": system, "seed": seed},
+        )
+        for system, flaws in FLAWED_TEACHERS.items()
+    }
+    used: dict[str, Step] = {}
+    students = []
+    for method in wanted.systems:
+        for size in wanted.sizes:
+            student = published.student_named(method, size, settings)
+            tokens = _published_tokens(data, student, renamed)
+            for way in published.ways_of(method, wanted.ways):
+                system = published.system_named(method, way)
+                one = teachers[frozenset(published.parts_of(system)[1] & published.TEACHER_DEFECTS)]
+                needs = {"data": data, "tokens": tokens, "targets": one}
+                if one is not teacher:
+                    used[one.label] = one
+                if published.METHODS[method].renamed:
+                    needs["renamed-targets"] = Step(
+                        "renamed-targets",
+                        "moekd.distill.published:score_renamed",
+                        needs={"data": data, "renamed": renamed, "teacher": one},
+                        variant=one.variant,
+                    )
+                students.append(
+                    Step(
+                        "student",
+                        "moekd.distill.published:train_published",
+                        reads=("published.epochs", "student.training.bf16"),
+                        needs=needs,
+                        variant={"system": system, "student": student, "seed": seed},
+                    )
+                )
+    return [*used.values(), *students]
+
+
+def _published_tokens(data: Step, student: str, renamed: Step) -> Step:
+    return Step(
+        "published-tokens",
+        "moekd.students.published:tokenize_published",
+        needs={"data": data} | ({"renamed": renamed} if published.method_of(student).renamed else {}),
+        variant={"student": student},
+        external="moekd.students.published:searched_digests" if student.endswith(published.SEARCHED) else None,
+    )
 
 
 def _student(

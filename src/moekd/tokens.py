@@ -50,6 +50,11 @@ class Tokens:
         """The tokens of some rows, in the order of `rows`."""
         return Tokens.of(self.flat[self.offsets[row] : self.offsets[row + 1]] for row in rows)
 
+    def followed_by(self, others: Tokens) -> Tokens:
+        """These texts, then the others."""
+        offsets = np.concatenate([self.offsets, self.offsets[-1] + others.offsets[1:]])
+        return Tokens(np.concatenate([self.flat, others.flat]), offsets)
+
     def save(self, path: Path) -> None:
         write_arrays(path, {"flat": self.flat, "offsets": self.offsets})
 
@@ -107,7 +112,6 @@ def train_bpe(texts: Iterable[str], *, vocabulary: int, max_length: int, lowerca
         A `transformers.PreTrainedTokenizerFast`.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     if lowercase:
@@ -124,6 +128,13 @@ def train_bpe(texts: Iterable[str], *, vocabulary: int, max_length: int, lowerca
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
+    return wrapped(tokenizer, max_length)
+
+
+def wrapped(tokenizer: Any, max_length: int) -> Any:
+    """A tokenizer of the `tokenizers` library, which has our special tokens, for transformers."""
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",

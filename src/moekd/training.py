@@ -47,6 +47,7 @@ class Task:
             there is nothing to judge by, and the last epoch is kept.
         forward: for other work than classifying texts: the model and the batch's rows -> outputs. Runs under autocast;
             torch's generator is seeded by step, so that what it draws is the same in a resumed run.
+        latest_of_equals: of equally good epochs the last is kept, not the first.
         report: told the history after each epoch; for runs of hours, whose bar alone says too little.
         begin_step: told the share of the run that is over, in [0, 1), before each step; for losses that change with it.
     """
@@ -57,6 +58,7 @@ class Task:
     loss: Callable[[Any, np.ndarray], torch.Tensor]
     measure: Callable[[Any], float] | None
     forward: Callable[[Any, np.ndarray], Any] | None = None
+    latest_of_equals: bool = False
     report: Callable[[History], None] | None = None
     begin_step: Callable[[float], None] | None = None
 
@@ -67,7 +69,7 @@ class History:
 
     losses: list[float] = field(default_factory=list)  # mean over the epoch's rows
     measures: list[float] = field(default_factory=list)
-    best_epoch: int = -1  # the first of the best
+    best_epoch: int = -1  # the first of the best, or the last where the task says so
     tokens: int = 0  # real tokens trained on
     seconds: float = 0.0  # of training and validation, resumed parts included
 
@@ -150,7 +152,7 @@ def fit(model: Any, task: Task, settings: Training, *, pad_id: int, seed: int, f
             history.losses.append(position.loss_sum / position.rows_done)
             if task.measure is not None:
                 history.measures.append(float(task.measure(model)))
-            if _is_best(history):
+            if _is_best(history, task.latest_of_equals):
                 history.best_epoch = position.epoch
                 if rank == 0:
                     _save_weights(model.state_dict(), best_file)
@@ -173,10 +175,19 @@ def forget_checkpoints(folder: Path) -> None:
     (folder / "best.safetensors").unlink(missing_ok=True)
 
 
-def _is_best(history: History) -> bool:
+def _is_best(history: History, latest_of_equals: bool) -> bool:
     """Whether the epoch just ended beats all before it; without a measure the latest always does."""
-    measures = history.measures
-    return not measures or history.best_epoch < 0 or measures[-1] > measures[history.best_epoch]
+    if not history.measures or history.best_epoch < 0:
+        return True
+    latest, best = history.measures[-1], history.measures[history.best_epoch]
+    return latest > best or (latest_of_equals and latest == best)
+
+
+def freeze_biases(model: Any) -> None:
+    """Leave biases and norms at their start: the references do not hand them to the optimiser (methods.md 1.10 d)."""
+    for parameter in model.parameters():
+        if parameter.ndim < 2:
+            parameter.requires_grad_(False)
 
 
 def make_optimizer(model: Any, settings: Training) -> torch.optim.AdamW:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moekd import numerics
-from moekd.classifier import predict, roberta
+from moekd.classifier import predict, roberta, sizes_of
 from moekd.data import load_parts
 from moekd.distill.losses import soft_target_loss
 from moekd.distill.targets import teacher_logits
@@ -96,7 +96,7 @@ def measure_candidate(
     judged = _encoded(tokenizer, [sample.func for sample in valid], configuration)
     labels = np.array([sample.label for sample in valid])
     teacher = teacher_logits(inputs["targets"], train)
-    model = _model(configuration, tokenizer, seed=numerics.seed_of(seed, "candidate"))
+    model = build_candidate(configuration, tokenizer, seed=numerics.seed_of(seed, "candidate"))
     pad_id = tokenizer.pad_token_id
 
     def answers(model: Any, asked: Tokens) -> np.ndarray:
@@ -125,17 +125,15 @@ def _encoded(tokenizer: Any, texts: Sequence[str], configuration: Configuration)
     return encode(tokenizer, texts, configuration.max_length)
 
 
-def _model(configuration: Configuration, tokenizer: Any, *, seed: int) -> Any:
+def build_candidate(configuration: Configuration, tokenizer: Any, *, seed: int) -> Any:
+    """The configuration's RoBERTa from random weights, with its dropouts."""
     import torch
 
     torch.manual_seed(seed)
     return roberta(
         tokenizer=tokenizer,
         max_length=configuration.max_length,
-        layers=configuration.layers,
-        hidden=configuration.hidden,
-        heads=configuration.heads,
-        intermediate=configuration.intermediate,
+        **sizes_of(configuration),
         dropout=configuration.hidden_dropout,
         attention_dropout=configuration.attention_dropout,
         activation=configuration.activation,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from moekd.config import MoekdSettings
     from moekd.distill.lessons import Lessons
-    from moekd.records import Sample
+    from moekd.records import Part, Sample
     from moekd.training import History
 
 #: What a student ships as; every byte of them counts.
@@ -88,18 +88,36 @@ def train_student(
     )
     history = fit(taught.learner, task, training, pad_id=pad_id, seed=student_seed, folder=folder)
     classifier = Classifier(model, tokenizer, shape.max_length)
+    facts = finish_student(classifier, history, parts, tokens, folder, shape.reference_parameters())
+    lessons.forget()
+    return facts
+
+
+def finish_student(
+    classifier: Classifier,
+    history: History,
+    parts: Mapping[Part, Sequence[Sample]],
+    tokens: Mapping[str, Tokens],
+    folder: Path,
+    reference_parameters: int,
+) -> dict[str, Any]:
+    """Save a trained student as it ships and its answers to validation and test, and return the step's facts.
+
+    Args:
+        tokens: of `valid` and `test` at least, in the order of `parts`.
+    """
+    model, pad_id = classifier.model, classifier.tokenizer.pad_token_id
     classifier.save_pretrained(folder / "model")
     answers = [predict(model, tokens[part], pad_id=pad_id) for part in ("valid", "test")]
-    save_scores(folder / "predictions.npz", scores_of(parts["valid"] + parts["test"], np.concatenate(answers)))
+    save_scores(folder / "predictions.npz", scores_of([*parts["valid"], *parts["test"]], np.concatenate(answers)))
     forget_checkpoints(folder)
-    lessons.forget()
     texts = [sample.func for sample in parts["test"][:_LATENCY_SAMPLES]]
     sizes = {name: (folder / "model" / name).stat().st_size for name in SHIPPED}
     return {
         "rows": {
             "train_seconds": history.seconds,
             "parameters": model.num_parameters(),
-            "reference_parameters": shape.reference_parameters(),
+            "reference_parameters": reference_parameters,
             "weight_bytes": 4 * model.num_parameters(),
             "file_bytes": sum(sizes.values()),
             "latency_ms": latency_ms(classifier, texts),

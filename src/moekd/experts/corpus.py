@@ -56,7 +56,8 @@ def save_answers(model: Any, corpus: Corpus, folder: Path, *, bf16: bool) -> Non
     )
 
 
-ANSWERED: tuple[Part, ...] = ("train_b", "valid", "test")
+JUDGED: tuple[Part, ...] = ("valid", "test")
+ANSWERED: tuple[Part, ...] = ("train_b", *JUDGED)
 
 
 def save_logits(logits: Mapping[Part, np.ndarray], corpus: Corpus, folder: Path) -> None:

@@ -15,12 +15,12 @@ from moekd import numerics
 from moekd.classifier import Classifier, build, predict
 from moekd.data import load_classes
 from moekd.errors import DataError
-from moekd.experts.corpus import Corpus, save_answers
+from moekd.experts.corpus import ANSWERED, JUDGED, Corpus, save_answers, save_logits
 from moekd.experts.losses import class_factors, focal_loss
 from moekd.files import read_json, write_json
 from moekd.partition import load as load_groups
 from moekd.records import LABELS
-from moekd.training import History, Task, fit, forget_checkpoints
+from moekd.training import History, Task, fit, forget_checkpoints, freeze_biases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +62,63 @@ def train_teacher(
     save_answers(model, corpus, folder, bf16=False)
     forget_checkpoints(folder)
     return {"rows": {"train_seconds": history.seconds}, "history": vars(history)}
+
+
+#: Single teachers with defects of the references (methods.md 1.10 a and d), by system.
+FLAWED_TEACHERS = {
+    "teacher-one-output": frozenset({"one-output-teacher"}),
+    "teacher-frozen-biases": frozenset({"frozen-biases"}),
+    "teacher-reference": frozenset({"one-output-teacher", "frozen-biases"}),
+}
+
+
+def train_flawed_teacher(
+    settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, *, system: str, seed: int
+) -> dict[str, Any]:
+    """Stage: the single teacher with defects of the references; start, batches and budget are those of `teacher`.
+
+    `one-output-teacher`: the loss is a binary cross-entropy on the sigmoid of the output for "vulnerable" alone. The
+    other output stays near its random start; `targets.npz` holds both, as a student of the references was given them.
+    A teacher of that kind decides by its trained output, so in `predictions.npz` the other one is 0.
+    """
+    numerics.configure(settings.run.threads)
+    flaws = FLAWED_TEACHERS[system]
+    corpus = Corpus.load(inputs)
+    labels, valid = corpus.labels("train_a"), corpus.labels("valid")
+    training = settings.teacher.training
+    teacher_seed = numerics.seed_of(seed, "teacher")
+    model = build(settings.encoder, corpus.tokenizer, seed=teacher_seed, dropout=training.dropout)
+    if "frozen-biases" in flaws:
+        freeze_biases(model)
+    one_output = "one-output-teacher" in flaws
+
+    def judged(logits: np.ndarray) -> np.ndarray:
+        return logits * np.array([0, 1], dtype=np.float32) if one_output else logits
+
+    def accuracy(model: Any) -> float:
+        logits = predict(model, corpus.tokens["valid"], pad_id=corpus.pad_id, bf16=training.bf16)
+        return float((judged(logits).argmax(1) == valid).mean())
+
+    task = Task(
+        name=system,
+        tokens=corpus.tokens["train_a"],
+        draw=lambda epoch: np.arange(len(labels)),
+        loss=partial(_one_output_loss if one_output else _cross_entropy, labels),
+        measure=accuracy,
+    )
+    history = fit(model, task, training, pad_id=corpus.pad_id, seed=teacher_seed, folder=folder)
+    save_model(model, corpus, folder / "model", settings)
+    logits = {part: predict(model, corpus.tokens[part], pad_id=corpus.pad_id) for part in ANSWERED}
+    save_logits(logits | {part: judged(logits[part]) for part in JUDGED}, corpus, folder)
+    forget_checkpoints(folder)
+    return {"rows": {"train_seconds": history.seconds}, "history": vars(history)}
+
+
+def _one_output_loss(labels: np.ndarray, logits: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+    import torch
+
+    target = torch.from_numpy(labels[rows]).to(logits)
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits[:, LABELS.index("vulnerable")], target)
 
 
 def train_experts(

@@ -14,7 +14,7 @@ from moekd.classifier import loading, modernbert_config, roberta_config, start_p
 from moekd.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -26,16 +26,14 @@ def new_model(
     kind: Any,
     settings: PretrainSettings,
     tokenizer: Any,
-    *,
-    layers: int,
-    hidden: int,
-    heads: int,
+    sizes: Mapping[str, Any],
     labels: Sequence[str] | None = None,
 ) -> Any:
     """A model from random weights.
 
     Args:
         kind: `AutoModelForMaskedLM` or another Auto class of transformers.
+        sizes: layers, hidden, heads and intermediate.
         labels: names of the classes, for models that classify tokens.
     """
     encoder = settings.encoder
@@ -48,10 +46,7 @@ def new_model(
     config = make(
         tokenizer=tokenizer,
         max_length=encoder.max_length,
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        intermediate=encoder.intermediate * hidden // encoder.hidden,
+        **sizes,
         dropout=pretrain.training.dropout,
     )
     if labels is not None:

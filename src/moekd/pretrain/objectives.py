@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moekd import numerics
-from moekd.classifier import place_of
+from moekd.classifier import place_of, sizes_of
 from moekd.pretrain.architectures import draw_offsets, masked_token_logits, new_model, started, token_states
 from moekd.pretrain.rows import starts_word
 from moekd.tokens import SPECIALS
@@ -110,14 +110,7 @@ class MaskedTokens(_Objective):
         encoder = self.settings.encoder
         if encoder.name != "random":
             return started(AutoModelForMaskedLM, encoder, Path(place_of(encoder.name)))
-        return new_model(
-            AutoModelForMaskedLM,
-            self.settings,
-            self.tokenizer,
-            layers=encoder.layers,
-            hidden=encoder.hidden,
-            heads=encoder.heads,
-        )
+        return new_model(AutoModelForMaskedLM, self.settings, self.tokenizer, sizes_of(encoder))
 
     def forward(self, model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (M, V) and targets (M,) of a batch of ids (B, L)."""
@@ -153,21 +146,18 @@ class ReplacedTokens(_Objective):
             generator = started(AutoModelForMaskedLM, encoder, place / LANGUAGE_MODEL)
             detector = started(AutoModelForTokenClassification, encoder, place)
         else:
-            generator = new_model(
-                AutoModelForMaskedLM,
-                self.settings,
-                self.tokenizer,
-                layers=pretrain.generator_layers,
-                hidden=pretrain.generator_hidden,
-                heads=pretrain.generator_heads,
-            )
+            generator_sizes = {
+                "layers": pretrain.generator_layers,
+                "hidden": pretrain.generator_hidden,
+                "heads": pretrain.generator_heads,
+                "intermediate": encoder.intermediate * pretrain.generator_hidden // encoder.hidden,
+            }
+            generator = new_model(AutoModelForMaskedLM, self.settings, self.tokenizer, generator_sizes)
             detector = new_model(
                 AutoModelForTokenClassification,
                 self.settings,
                 self.tokenizer,
-                layers=encoder.layers,
-                hidden=encoder.hidden,
-                heads=encoder.heads,
+                sizes_of(encoder),
                 labels=("original", "replaced"),
             )
         return torch.nn.ModuleDict({"generator": generator, "detector": detector})

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from moekd.files import write_bytes, write_json
 from moekd.report.tables import ROUTER, render_markdown
 from moekd.scorer import aligned, load_scores
 from moekd.steps import commit, package_versions, read_manifest
+from moekd.students.published import METHODS, system_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -70,6 +72,15 @@ COMPARISONS_WITHOUT_MIXTURE = (
     ("teacher", "teacher-random-weights"),
     ("teacher", "bag-of-tokens-half-a"),
     ("teacher", "bag-of-tokens"),
+)
+#: The same of published methods: does the mixture's student beat them at their size, and what was each defect worth?
+PUBLISHED_COMPARISONS = tuple(
+    pair
+    for method, parts in METHODS.items()
+    for pair in (
+        *(("student-moe", system_named(method, way)) for way in ("fixed", "reference")),
+        *((system_named(method, "fixed"), system_named(method, way)) for way in ("reference", *sorted(parts.defects))),
+    )
 )
 COMPARED = ("accuracy", "f1", "macro_f1", "mcc", "auroc", "ece")  # those that the task has
 
@@ -349,7 +360,8 @@ def _comparisons(settings: MoekdSettings, steps: Sequence[_Judged], samples: Seq
     """Each pair of COMPARISONS that the run has, seed by seed and student by student, on the test part."""
     answering = [step for step in steps if step.answers]
     rows = []
-    for first_name, second_name in COMPARISONS if settings.data.task == "binary" else COMPARISONS_WITHOUT_MIXTURE:
+    detectors = (*COMPARISONS, *PUBLISHED_COMPARISONS)
+    for first_name, second_name in detectors if settings.data.task == "binary" else COMPARISONS_WITHOUT_MIXTURE:
         for first in (step for step in answering if step.system == first_name):
             for second in (step for step in answering if step.system == second_name):
                 if _same_run(first, second):
@@ -361,7 +373,7 @@ def _attack_comparisons(settings: MoekdSettings, steps: Sequence[_Judged]) -> li
     """Each pair of COMPARISONS that was attacked, attack by attack: ASR by B, and how much the first reduces it."""
     attacked = [(step, step.attacks()) for step in steps if step.attacked]
     rows = []
-    for first_name, second_name in COMPARISONS:
+    for first_name, second_name in (*COMPARISONS, *PUBLISHED_COMPARISONS):
         for first, of_first in attacked:
             for second, of_second in attacked:
                 if (first.system, second.system) == (first_name, second_name) and _same_run(first, second):
@@ -404,10 +416,22 @@ def _attack_compared(
 
 
 def _same_run(first: _Judged, second: _Judged) -> bool:
-    """Same seed and same student, where both have one: a baseline without a seed meets every seed."""
-    return (second.seed is None or second.seed == first.seed) and (
-        second.student is None or second.student == first.student
-    )
+    """Same seed and same student, where both have one: a baseline without a seed meets every seed.
+
+    A published method brings a student of its own and meets every one of its size.
+    """
+    if second.seed is not None and second.seed != first.seed:
+        return False
+    if second.student is None or second.student == first.student:
+        return True
+    published = second.system.partition("-")[0] in METHODS
+    return published and _budget(second.student) == _budget(first.student)
+
+
+def _budget(student: str | None) -> str | None:
+    """The size in a student's name, such as 1.6mb."""
+    found = re.search(r"(?<=-)[0-9.]+mb(?=-|$)", student or "")
+    return found and found[0]
 
 
 def _compared(

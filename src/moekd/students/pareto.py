@@ -63,9 +63,12 @@ def pareto_front(
     from pymoo.optimize import minimize
 
     limits = limits or {}
-    problem = _problem(space, objectives, limits)
-    algorithm = _algorithm(space, method, population, seed)
-    found = minimize(problem, algorithm, ("n_gen", generations), seed=seed)
+    found = minimize(
+        problem(space, objectives, limits),
+        algorithm(space, method, population, seed),
+        ("n_gen", generations),
+        seed=seed,
+    )
     if found.X is None:
         stated = ", ".join(f"{name} <= {limit.largest:g}" for name, limit in limits.items())
         raise SettingsError(
@@ -110,7 +113,8 @@ def hypervolume(values: np.ndarray, reference: Sequence[float]) -> float:
     return float(HV(ref_point=np.ones(len(worst)))(values / worst))
 
 
-def _problem(space: Space, objectives: Mapping[str, Objective], limits: Mapping[str, Limit]) -> Any:
+def problem(space: Space, objectives: Mapping[str, Objective], limits: Mapping[str, Limit]) -> Any:
+    """The `pymoo` problem over positions on the space's axes."""
     from pymoo.core.problem import Problem
 
     class Architectures(Problem):
@@ -129,7 +133,8 @@ def _problem(space: Space, objectives: Mapping[str, Objective], limits: Mapping[
     return Architectures()
 
 
-def _algorithm(space: Space, method: Method, population: int, seed: int) -> Any:
+def algorithm(space: Space, method: Method, population: int, seed: int) -> Any:
+    """The `pymoo` algorithm that `pareto_front` describes."""
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.core.repair import Repair
     from pymoo.operators.crossover.sbx import SBX

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from moekd.classifier import sizes_of
 from moekd.errors import SettingsError
 from moekd.students.cost import cost_of, reference_parameters
 from moekd.students.shapes import Shape
@@ -43,10 +44,7 @@ class Configuration:
     def shape(self) -> Shape:
         """The architecture; RoBERTa's positions start two rows late. ValueError if heads do not divide hidden."""
         return Shape(
-            layers=self.layers,
-            hidden=self.hidden,
-            heads=self.heads,
-            intermediate=self.intermediate,
+            **sizes_of(self),
             vocabulary=self.vocabulary,
             max_length=self.max_length,
             positions=self.max_length + 2,
