@@ -73,7 +73,7 @@ def test_findings_are_the_functions_at_or_above_the_threshold(scan, exported, fu
     """Against a slow reference: every function scored by itself, its probability compared by hand."""
     report = scan("src", "--false-alarm-rate", "0.3")
     model = ScanModel.load(exported)
-    p = [model.facts.p_vulnerable(model.margin(normalise(one.func))[0]) for one in functions[:15]]
+    p = [model.facts.p_vulnerable(model.answer(normalise(one.func))[0]) for one in functions[:15]]
     limit = model.facts.at_false_alarm_rate(0.3).p
     expected = sorted((round(one, 6) for one in p if one >= limit), reverse=True)
     assert [one["p"] for one in report["findings"]] == expected
@@ -105,7 +105,7 @@ def test_lines_that_carry_the_score(scan, exported, project):
     share = one["lines"][0]
     model = ScanModel.load(exported)
     without = [row for number, row in enumerate(text, start=one["first_line"]) if number != share["line"]]
-    margins = [model.margin(normalise("\n".join(part)))[0] for part in (text, without)]
+    margins = [model.answer(normalise("\n".join(part)))[0] for part in (text, without)]
     assert share["drop"] == pytest.approx(margins[0] - margins[1], abs=1e-3)
     assert share["drop"] > 0
 

@@ -221,7 +221,7 @@ def export(
     min_agreement: Annotated[
         float, typer.Option(metavar="SHARE", min=0, max=1, help="Of functions that must keep their label.")
     ] = 0.99,
-    max_bytes: Annotated[int, typer.Option(metavar="N", min=1, help="Limit of all exported files.")] = 3_000_000,
+    budget: Annotated[str, typer.Option(metavar="SIZE", help="Limit of all exported files together.")] = "3MB",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -231,6 +231,7 @@ def export(
     """
     from moekd import console
     from moekd import export as stage
+    from moekd.students.search import parse_bytes
 
     console.set_quiet(quiet)
     facts = stage.export(
@@ -240,7 +241,7 @@ def export(
         natural=natural,
         precision=precision,
         min_agreement=min_agreement,
-        max_bytes=max_bytes,
+        max_bytes=parse_bytes(budget),
     )
     if as_json:
         _print_json(facts)

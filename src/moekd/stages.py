@@ -3,6 +3,7 @@
     data -> baselines (length, bag of tokens)
          -> encoder -> teacher
                     -> partition -> router, experts -> scores -> mixture -> students -> attacks -> results
+                                                                                     -> group heads
 
 `full` experts are an encoder each, with a router of their own; `shared` ones are heads on one encoder that is its own
 router. Every control of the paper's question is a step like any other: the same function with other inputs.
@@ -132,14 +133,18 @@ def plan(settings: MoekdSettings) -> list[Step]:
     encoder = _encoder(data)
     tokens = {shape: _student_tokens(data, shape) for shape in settings.student.shapes}
     reported = [_baseline(data, system) for system in BASELINES]
+    heads: list[Step] = []
     for seed in settings.run.seeds:
         teachers = _teacher_side(settings, data, encoder, seed)
         reported += teachers.values()
-        reported += [
+        students = [
             _student(data, tokens[shape], system, shape, seed, teachers)
             for shape in settings.student.shapes
             for system in settings.student.systems
         ]
+        reported += students
+        if settings.student.group_head:
+            heads += [_group_head(step, teachers["router"]) for step in students]
         reported += _attacks(settings, data, reported, seed)
     # Groups of the per-group measures: those of the CWE taxonomy or the clusters of the first seed's router.
     routers = [step for step in reported if step.variant.get("system") == "router"]
@@ -151,7 +156,7 @@ def plan(settings: MoekdSettings) -> list[Step]:
         reads=("name", "run", "data.split", "evaluate"),
         needs=needs | {step.label: step for step in reported},
     )
-    return [data, encoder, *reported, results]
+    return [data, encoder, *reported, *heads, results]
 
 
 def data_step() -> Step:
@@ -392,4 +397,15 @@ def _student(data: Step, tokens: Step, system: str, shape: str, seed: int, teach
         reads=("student.training", *(("distill",) if target else ())),
         needs=needs,
         variant={"system": f"student-{system}", "student": shape, "seed": seed},
+    )
+
+
+def _group_head(student: Step, router: Step) -> Step:
+    """The student's second answer: the CWE group, learned from the router of the same seed."""
+    needs = {name: student.needs[name] for name in ("data", "tokens")}
+    return Step(
+        "group-head",
+        "moekd.distill.group_head:train_group_head",
+        needs={**needs, "student": student, "router": router, "partition": router.needs["partition"]},
+        variant=student.variant,
     )

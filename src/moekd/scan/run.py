@@ -181,6 +181,8 @@ class Selection:
             scored.fingerprint,
             scored.cut,
             scored.whole,
+            scored.cwe_group,
+            scored.p_group,
             suppressed=reasons[0] if reasons else None,
             in_baseline=scored.fingerprint in self._known,
         )
