@@ -73,8 +73,10 @@ _findings = st.builds(
     cut=st.booleans(),
     whole=st.booleans(),
     cwe_group=st.none() | st.just("CWE-664"),
+    p_group=st.none() | st.floats(0, 1),
     suppressed=st.none() | _names,
     in_baseline=st.booleans(),
+    stability=st.none() | st.floats(0, 1),
 )
 
 

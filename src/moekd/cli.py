@@ -298,6 +298,10 @@ def scan(
     ] = None,
     baseline: Annotated[Path | None, typer.Option(metavar="FILE", help="Findings in it are known, not new.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Name the lines that carry each score.")] = False,
+    stability: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Try each finding under N renamings of its variables; say how many keep it."),
+    ] = None,
     format: Annotated[Format, typer.Option(help="Of what is printed on stdout.")] = "text",
     out: Annotated[
         list[str] | None,
@@ -324,6 +328,7 @@ def scan(
         "fail_on": _number_or_text(fail_on),
         "baseline": baseline,
         "explain": explain or None,
+        "stability": stability,
         "workers": workers,
         "cache": False if no_cache else cache,
         "max_file_bytes": max_file_bytes,

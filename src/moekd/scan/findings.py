@@ -56,6 +56,8 @@ class Finding:
         suppressed: the reason given in a suppression comment; None without one.
         in_baseline: listed in the baseline file, so it is not new.
         lines: the lines that carry the score, largest share first; empty if nobody asked.
+        stability: share of renamings of local variables under which it stays reported; None if nobody asked, or
+            where there is nothing to rename.
     """
 
     path: str
@@ -71,6 +73,7 @@ class Finding:
     suppressed: str | None = None
     in_baseline: bool = False
     lines: tuple[LineShare, ...] = ()
+    stability: float | None = None
 
     @property
     def active(self) -> bool:

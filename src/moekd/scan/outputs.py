@@ -108,11 +108,12 @@ def _kind(finding: Finding) -> str:
 
 
 def _marks(finding: Finding) -> str:
-    marks = [
-        text
-        for is_set, text in ((finding.cut, "only its beginning was read"), (not finding.whole, "parsed in part"))
-        if is_set
-    ]
+    optional = (
+        (finding.cut, "only its beginning was read"),
+        (not finding.whole, "parsed in part"),
+        (finding.stability is not None, f"reported under {finding.stability or 0:.0%} of renamings"),
+    )
+    marks = [text for is_set, text in optional if is_set]
     return f"  ({', '.join(marks)})" if marks else ""
 
 
@@ -161,6 +162,7 @@ def _json_finding(one: Finding) -> dict[str, Any]:
         "in_baseline": one.in_baseline,
         "read_whole": not one.cut,
         "parsed_whole": one.whole,
+        "stability": None if one.stability is None else round(one.stability, 6),
         "lines": [{"line": share.line, "drop": round(share.drop, 6)} for share in one.lines],
     }
 
@@ -253,6 +255,8 @@ def _sarif_result(one: Finding, index: dict[str, int], seen: Counter[str], outco
     }
     if one.p_group is not None:
         result["properties"]["pGroup"] = round(one.p_group, 6)
+    if one.stability is not None:
+        result["properties"]["stability"] = round(one.stability, 6)
     if one.lines:
         result["relatedLocations"] = [
             _sarif_location(one.path, share.line, share.line)
