@@ -20,7 +20,8 @@ from moekd import cli, console
 from moekd.data.text import normalise
 from moekd.errors import SettingsError
 from moekd.scan import workers
-from moekd.scan.model import ScanModel
+from moekd.scan.model import FILES, ScanModel
+from moekd.scan.run import PACKAGED
 from moekd.scan.settings import load
 
 SAFE = "int size_of(int n)\n{\n  if (n < 0)\n    return 0;\n  return n * 4;\n}\n"
@@ -298,7 +299,24 @@ def test_wrong_usage(project, exported, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_without_a_model(project, capsys):
+@pytest.mark.skipif(not PACKAGED.is_dir(), reason="this version ships no student: assets/moekd-scan is not there")
+def test_the_packaged_student(project, capsys):
+    """It scans without --model, fits the budget and has a card."""
+    assert cli.main(["scan", "src", "--top", "3", "-q", "--format", "json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["findings"]) == 3
+    assert sum((PACKAGED / name).stat().st_size for name in FILES) <= 3_000_000
+    assert (PACKAGED / "README.md").is_file()
+
+
+def test_the_packages_model_is_the_default(project, exported, capsys, monkeypatch):
+    monkeypatch.setattr("moekd.scan.run.PACKAGED", exported)
+    assert cli.main(["scan", "src", "--top", "2", "-q", "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["model"]["digest"] == ScanModel.load(exported).facts.digest
+
+
+def test_without_a_model(project, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("moekd.scan.run.PACKAGED", tmp_path / "none")
     assert cli.main(["scan", "src"]) == 2
     assert "no model: this version ships none. Give the folder of an exported one with --model" in (
         capsys.readouterr().err
