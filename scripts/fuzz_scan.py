@@ -1,25 +1,31 @@
 """Throw made-up input at what reads other people's files: parser, suppressions, diffs, baselines, SARIF.
 
-    python scripts/fuzz_scan.py 100000
+    python scripts/fuzz_scan.py 100000 --out docs/results/fuzz-scan.json
 
 Anything but an answer or a SettingsError, or an input that takes longer than SLOW_SECONDS, is a failure: it is
-printed in its smallest form and the exit code is 1.
+printed in its smallest form and the exit code is 1. Inputs come in rounds, each of its own seed, and the file of counts
+is written after each round; the same command continues a run that was stopped. A run of other code starts anew.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import os
+import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress as without
 from datetime import timedelta
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from moekd.data.text import blank_comments, normalise
@@ -32,6 +38,7 @@ from moekd.scan.score import functions_of
 from moekd.syntax import LanguageName
 
 SLOW_SECONDS = 5
+ROUND = 500  # inputs of one target
 
 _PIECES = [
     *"{}()[]<>;,*&=\\\"'\n\r\t #/",
@@ -66,8 +73,10 @@ _findings = st.builds(
     cut=st.booleans(),
     whole=st.booleans(),
     cwe_group=st.none() | st.just("CWE-664"),
+    p_group=st.none() | st.floats(0, 1),
     suppressed=st.none() | _names,
     in_baseline=st.booleans(),
+    stability=st.none() | st.floats(0, 1),
 )
 
 
@@ -137,8 +146,11 @@ TARGETS: dict[str, tuple[Callable, tuple[st.SearchStrategy, ...]]] = {
 }
 
 
-def fuzz(name: str, examples: int) -> int:
-    """Run one target on `examples` inputs; returns how many were run. Raises what the target raises."""
+def fuzz(name: str, examples: int, number: int = 0) -> int:
+    """Run one target on `examples` inputs drawn by seed `number`; returns how many were run.
+
+    Raises what the target raises.
+    """
     target, strategies = TARGETS[name]
     ran = 0
 
@@ -152,25 +164,69 @@ def fuzz(name: str, examples: int) -> int:
         deadline=timedelta(seconds=SLOW_SECONDS),
         database=None,
         suppress_health_check=list(HealthCheck),
-    )(given(st.tuples(*strategies))(checked))
+    )(seed(number)(given(st.tuples(*strategies))(checked)))
     run()
     return ran
 
 
+def fuzz_all(total: int, out: Path | None) -> int:
+    """Bring the targets to `total` inputs together, in turn; returns the exit code."""
+    state = _continued(out)
+    while sum(state["inputs"].values()) < total and not state["failures"]:
+        state["rounds"] += 1
+        for name in TARGETS:
+            started = time.monotonic()
+            try:
+                state["inputs"][name] += fuzz(name, ROUND, state["rounds"])
+            except Exception as error:
+                notes = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
+                state["failures"].append({"target": name, "round": state["rounds"], "error": "\n".join(notes)})
+                print(f"{name}: " + "\n".join(notes), file=sys.stderr)
+            state["seconds"][name] = round(state["seconds"][name] + time.monotonic() - started, 1)
+        if out is not None:
+            partial = out.with_name(out.name + ".tmp")
+            partial.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            partial.replace(out)
+    for name, count in state["inputs"].items():
+        print(f"{name}: {count:,} inputs in {state['seconds'][name]:.0f} s")
+    return 1 if state["failures"] else 0
+
+
+def _continued(out: Path | None) -> dict[str, Any]:
+    fresh: dict[str, Any] = {
+        "what": _what(),
+        "rounds": 0,
+        "inputs": dict.fromkeys(TARGETS, 0),
+        "seconds": dict.fromkeys(TARGETS, 0.0),
+        "failures": [],
+    }
+    if out is not None and out.is_file():
+        earlier = json.loads(out.read_text(encoding="utf-8"))
+        if earlier["what"] == fresh["what"]:
+            return dict(earlier)
+    return fresh
+
+
+def _what() -> dict[str, Any]:
+    """What is under test: the digest of its sources and the versions of what it leans on."""
+    package = Path(baseline.__file__).parent.parent
+    sources = [Path(__file__), *sorted(package.glob("scan/*.py")), package / "syntax.py", package / "data" / "text.py"]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    packages = ("hypothesis", "tree-sitter", "tree-sitter-c", "tree-sitter-cpp")
+    return {
+        "sources": digest,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "slow_seconds": SLOW_SECONDS,
+    }
+
+
 def main() -> int:
-    examples = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    failed = 0
-    for name in TARGETS:
-        start = time.monotonic()
-        try:
-            ran = fuzz(name, examples // len(TARGETS))
-        except Exception as error:
-            failed = 1
-            print(f"{name}: {type(error).__name__}: {error}")
-            print("\n".join(getattr(error, "__notes__", [])))
-        else:
-            print(f"{name}: {ran:,} inputs in {time.monotonic() - start:.0f} s, no failure")
-    return failed
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("total", nargs="?", type=int, default=1000, help="inputs of all targets together")
+    parser.add_argument("--out", type=Path, help="file of counts, continued where it exists")
+    arguments = parser.parse_args()
+    return fuzz_all(arguments.total, arguments.out)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from moekd.errors import DataError, SettingsError
 from moekd.export import calibrate, compare, export, thresholds
 from moekd.records import Sample
 from moekd.scan.model import FILES, ScanModel
+from moekd.students.shapes import SHAPES, build_student
+from moekd.tokens import train_bpe
 
 
 def facts_of(folder) -> dict:
@@ -60,14 +62,14 @@ def test_a_rotary_student_is_exported(tokenizer, labelled, functions, tmp_path):
 def test_margins_in_batches_equal_margins_one_by_one(exported, functions):
     texts = [sample.func[:length] for sample in functions[:10] for length in (10, 40, 80)]
     model = ScanModel.load(exported)
-    one_by_one = [model.margin(text)[0] for text in texts]
+    one_by_one = [model.answer(text)[0] for text in texts]
     np.testing.assert_allclose(model.margins(texts, batch=4), one_by_one, atol=1e-4)
 
 
 def test_a_cut_text_is_told(exported, functions):
     model = ScanModel.load(exported)
-    assert model.margin("int f(void) { return 1; }")[1] is False
-    assert model.margin(functions[0].func * 30)[1] is True
+    assert model.answer("int f(void) { return 1; }")[1] is False
+    assert model.answer(functions[0].func * 30)[1] is True
 
 
 @pytest.mark.skipif("MOEKD_DATA" not in os.environ, reason="MOEKD_DATA, the folder of real functions, is not set")
@@ -86,7 +88,7 @@ def test_int8_is_smaller_and_its_scores_do_not_depend_on_neighbours(student, lab
     assert sizes[0] < 0.6 * sizes[1]
     model = ScanModel.load(tmp_path)
     texts = [sample.func for sample in functions[:6]]
-    np.testing.assert_array_equal(model.margins(texts), [model.margin(text)[0] for text in texts])
+    np.testing.assert_array_equal(model.margins(texts), [model.answer(text)[0] for text in texts])
 
 
 # ----------------------------------------------------------------------------------- calibration, thresholds
@@ -204,6 +206,22 @@ def test_size_gate_counts_every_file(student, labelled, exported, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["rotary-3mb-int8", "rotary-3mb-int8-deep"])
+def test_int8_shapes_fit_three_megabytes_as_int8_only(name, labelled, tmp_path):
+    """All files of a student with a full vocabulary, measured: under 3,000,000 bytes as int8, as float32 far over."""
+    shape, rng = SHAPES[name], np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz_"))
+    words = ["".join(rng.choice(letters, 12)) for _ in range(3000)]
+    tokenizer = train_bpe(words, vocabulary=shape.vocabulary, max_length=shape.max_length)
+    assert len(tokenizer) == shape.vocabulary
+    model = build_student(shape, tokenizer, seed=0, dropout=0.0).eval()
+    Classifier(model, tokenizer, shape.max_length).save_pretrained(tmp_path / "student")
+    data = tmp_path / "few.jsonl"
+    data.write_text("\n".join(labelled.read_text().splitlines()[:24]))
+    export(tmp_path / "student", tmp_path / "out", data=data, precision="int8", min_agreement=0.0)
+    assert sum((tmp_path / "out" / file).stat().st_size for file in FILES) < 3_000_000 < 4 * shape.parameters() / 3.5
+
+
 def test_equal_students_give_equal_files(student, labelled, exported, tmp_path):
     export(student, tmp_path, data=labelled)
     assert [(tmp_path / name).read_bytes() for name in FILES] == [(exported / name).read_bytes() for name in FILES]
@@ -299,7 +317,7 @@ def test_a_model_that_answers_nan_is_no_clean_scan(exported, monkeypatch):
     """NaN compares as below any threshold: every function would pass."""
     monkeypatch.setattr(ScanModel, "_run", lambda self, ids: np.full((len(ids), 2), np.nan))
     with pytest.raises(SettingsError, match="answers nan for a function"):
-        ScanModel.load(exported).margin("int f;")
+        ScanModel.load(exported).answer("int f;")
 
 
 # -------------------------------------------------------------------------------------------------- command
@@ -313,5 +331,5 @@ def test_command(student, labelled, tmp_path, capsys):
     assert any("same label on 100.00%" in line for line in lines)
     assert cli.main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == facts_of(tmp_path / "out")
-    assert cli.main([*arguments, "--max-bytes", "10"]) == 2
+    assert cli.main([*arguments, "--budget", "10"]) == 2
     assert "the limit is 10" in capsys.readouterr().err

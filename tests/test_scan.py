@@ -20,7 +20,8 @@ from moekd import cli, console
 from moekd.data.text import normalise
 from moekd.errors import SettingsError
 from moekd.scan import workers
-from moekd.scan.model import ScanModel
+from moekd.scan.model import FILES, ScanModel
+from moekd.scan.run import PACKAGED
 from moekd.scan.settings import load
 
 SAFE = "int size_of(int n)\n{\n  if (n < 0)\n    return 0;\n  return n * 4;\n}\n"
@@ -73,7 +74,7 @@ def test_findings_are_the_functions_at_or_above_the_threshold(scan, exported, fu
     """Against a slow reference: every function scored by itself, its probability compared by hand."""
     report = scan("src", "--false-alarm-rate", "0.3")
     model = ScanModel.load(exported)
-    p = [model.facts.p_vulnerable(model.margin(normalise(one.func))[0]) for one in functions[:15]]
+    p = [model.facts.p_vulnerable(model.answer(normalise(one.func))[0]) for one in functions[:15]]
     limit = model.facts.at_false_alarm_rate(0.3).p
     expected = sorted((round(one, 6) for one in p if one >= limit), reverse=True)
     assert [one["p"] for one in report["findings"]] == expected
@@ -105,7 +106,7 @@ def test_lines_that_carry_the_score(scan, exported, project):
     share = one["lines"][0]
     model = ScanModel.load(exported)
     without = [row for number, row in enumerate(text, start=one["first_line"]) if number != share["line"]]
-    margins = [model.margin(normalise("\n".join(part)))[0] for part in (text, without)]
+    margins = [model.answer(normalise("\n".join(part)))[0] for part in (text, without)]
     assert share["drop"] == pytest.approx(margins[0] - margins[1], abs=1e-3)
     assert share["drop"] > 0
 
@@ -298,7 +299,24 @@ def test_wrong_usage(project, exported, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_without_a_model(project, capsys):
+@pytest.mark.skipif(not PACKAGED.is_dir(), reason="this version ships no student: assets/moekd-scan is not there")
+def test_the_packaged_student(project, capsys):
+    """It scans without --model, fits the budget and has a card."""
+    assert cli.main(["scan", "src", "--top", "3", "-q", "--format", "json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["findings"]) == 3
+    assert sum((PACKAGED / name).stat().st_size for name in FILES) <= 3_000_000
+    assert (PACKAGED / "README.md").is_file()
+
+
+def test_the_packages_model_is_the_default(project, exported, capsys, monkeypatch):
+    monkeypatch.setattr("moekd.scan.run.PACKAGED", exported)
+    assert cli.main(["scan", "src", "--top", "2", "-q", "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["model"]["digest"] == ScanModel.load(exported).facts.digest
+
+
+def test_without_a_model(project, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("moekd.scan.run.PACKAGED", tmp_path / "none")
     assert cli.main(["scan", "src"]) == 2
     assert "no model: this version ships none. Give the folder of an exported one with --model" in (
         capsys.readouterr().err

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from moekd.scan.cache import FILE, Cache, default_folder, key_of
+from moekd.scan.model import Answer
 
 MODEL, OTHER = "ab" * 16, "cd" * 16
 KEYS = [key_of(f"int f{i};") for i in range(1200)]
@@ -28,8 +29,10 @@ def opened():
 
 
 def test_what_was_put_is_found_by_another_scan(opened, tmp_path):
-    """More keys than one query takes; margins come back as they were, to the last bit."""
-    margins = {key: (i / 7, i % 2 == 0) for i, key in enumerate(KEYS)}
+    """More keys than one query takes; answers come back as they were, to the last bit, with their kind or without."""
+    margins = {
+        key: Answer(i / 7, i % 2 == 0, *((i % 3, i / 1300) if i % 5 else (None, None))) for i, key in enumerate(KEYS)
+    }
     cache = opened(tmp_path / "new" / "folder", MODEL)
     cache.put(margins)
     cache.close()
@@ -37,7 +40,7 @@ def test_what_was_put_is_found_by_another_scan(opened, tmp_path):
 
 
 def test_models_do_not_share_margins(opened, tmp_path):
-    opened(tmp_path, MODEL).put({KEYS[0]: (1.0, False)})
+    opened(tmp_path, MODEL).put({KEYS[0]: Answer(1.0, False)})
     assert opened(tmp_path, OTHER).get(KEYS) == {}
 
 
@@ -49,7 +52,7 @@ def test_texts_that_differ_in_a_line_break_have_different_keys():
 
 def test_no_cache(opened):
     cache = opened(None, MODEL)
-    cache.put({KEYS[0]: (1.0, False)})
+    cache.put({KEYS[0]: Answer(1.0, False)})
     assert cache.get(KEYS) == {}
     assert cache.trouble is None
 
@@ -61,7 +64,7 @@ def test_two_scans_write_at_the_same_time(opened, tmp_path):
     def work(part: list[bytes]) -> None:
         cache = Cache(tmp_path, MODEL)
         for key in part:
-            cache.put({key: (1.0, False)})
+            cache.put({key: Answer(1.0, False)})
         troubles.append(cache.trouble)
         cache.close()
 
@@ -78,7 +81,7 @@ def test_a_damaged_file_turns_the_cache_off(opened, tmp_path):
     (tmp_path / FILE).write_bytes(b"no data base" * 1000)
     cache = opened(tmp_path, MODEL)
     assert "is not used: file is not a database" in cache.trouble
-    cache.put({KEYS[0]: (1.0, False)})
+    cache.put({KEYS[0]: Answer(1.0, False)})
     assert cache.get(KEYS) == {}
 
 
@@ -96,7 +99,7 @@ def test_a_full_disk_turns_the_cache_off(opened, tmp_path):
     """SQLite says the same when its page limit is reached as when the disk is full."""
     cache = opened(tmp_path, MODEL)
     cache._base.execute("PRAGMA max_page_count = 3")
-    cache.put(dict.fromkeys(KEYS, (1.0, False)))
+    cache.put(dict.fromkeys(KEYS, Answer(1.0, False)))
     assert "database or disk is full" in cache.trouble
     assert cache.get(KEYS) == {}
 

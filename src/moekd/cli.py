@@ -221,7 +221,7 @@ def export(
     min_agreement: Annotated[
         float, typer.Option(metavar="SHARE", min=0, max=1, help="Of functions that must keep their label.")
     ] = 0.99,
-    max_bytes: Annotated[int, typer.Option(metavar="N", min=1, help="Limit of all exported files.")] = 3_000_000,
+    budget: Annotated[str, typer.Option(metavar="SIZE", help="Limit of all exported files together.")] = "3MB",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -231,6 +231,7 @@ def export(
     """
     from moekd import console
     from moekd import export as stage
+    from moekd.students.search import parse_bytes
 
     console.set_quiet(quiet)
     facts = stage.export(
@@ -240,7 +241,7 @@ def export(
         natural=natural,
         precision=precision,
         min_agreement=min_agreement,
-        max_bytes=max_bytes,
+        max_bytes=parse_bytes(budget),
     )
     if as_json:
         _print_json(facts)
@@ -297,6 +298,10 @@ def scan(
     ] = None,
     baseline: Annotated[Path | None, typer.Option(metavar="FILE", help="Findings in it are known, not new.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Name the lines that carry each score.")] = False,
+    stability: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Try each finding under N renamings of its variables; say how many keep it."),
+    ] = None,
     format: Annotated[Format, typer.Option(help="Of what is printed on stdout.")] = "text",
     out: Annotated[
         list[str] | None,
@@ -323,6 +328,7 @@ def scan(
         "fail_on": _number_or_text(fail_on),
         "baseline": baseline,
         "explain": explain or None,
+        "stability": stability,
         "workers": workers,
         "cache": False if no_cache else cache,
         "max_file_bytes": max_file_bytes,

@@ -249,6 +249,7 @@ class Student(Settings):
 
     shapes: tuple[str, ...] = Field(("compressor-3mb",), min_length=1)  # names of students/shapes.py
     systems: tuple[StudentSystem, ...] = Field(("moe", "single", "hard", "ensemble", "random-partition"), min_length=1)
+    group_head: bool = Added(False)  # also learn the router's CWE group, on the finished student: `moekd scan` shows it
     training: StudentTraining = StudentTraining()
 
 
@@ -538,6 +539,7 @@ class MoekdSettings(RootSettings):
             "attack.attacks": self.attack.attacks,
             "search.points": self.search.points,
             "published.systems": self.published.systems,
+            "student.group_head": self.student.group_head,
         }
         unused = sections + [name for name, value in for_detectors.items() if value]
         if unused:
@@ -551,6 +553,12 @@ class MoekdSettings(RootSettings):
                 'attack.systems holds "mixture", which is saved as a model only with experts.mode = "full": '
                 'leave "mixture" out'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_have_a_name(self) -> MoekdSettings:
+        if self.student.group_head and self.partition.scheme != "cwe":
+            raise ValueError('student.group_head needs groups that are CWE groups: set partition.scheme = "cwe"')
         return self
 
     @model_validator(mode="after")

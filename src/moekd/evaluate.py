@@ -334,3 +334,45 @@ def over_seeds(values: Sequence[float], *, confidence: float = 0.95) -> Estimate
 
     half = float(t.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
     return Estimate(mean, mean - half, mean + half, n)
+
+
+# ------------------------------------------------------------------------------------- a list to work through
+
+
+def precision_at_top(scores: np.ndarray, labels: np.ndarray, share: float) -> float:
+    """Return the share of vulnerable functions among those with the highest scores.
+
+    Functions of one score that the end of the list cuts through count by their mean: a scanner with a few levels
+    gets what breaking its ties at random would give.
+
+    Args:
+        scores: higher is more suspicious, (n,).
+        labels: 0 or 1, (n,).
+        share: of the n functions that are looked at, rounded, at least one.
+    """
+    count = max(1, round(share * len(scores)))
+    limit = np.sort(scores)[::-1][count - 1]
+    above, tied = scores > limit, scores == limit
+    hits = labels[above].sum() + (count - above.sum()) * labels[tied].mean()
+    return float(hits / count)
+
+
+def recall_at_alarms(scores: np.ndarray, labels: np.ndarray, lines: np.ndarray, alarms_per_kloc: float) -> float:
+    """Return the recall of the lowest threshold with at most so many false alarms per 1,000 lines.
+
+    A threshold reports all functions of one score or none.
+
+    Args:
+        scores, labels: as for `precision_at_top`.
+        lines: of each function, (n,).
+    Raises:
+        DataError: no function is vulnerable.
+    """
+    if not labels.any():
+        raise DataError("recall needs a vulnerable function")
+    allowed = alarms_per_kloc * lines.sum() / 1000
+    false_alarms = np.sort(scores[labels == 0])[::-1]
+    if len(false_alarms) <= allowed:
+        return 1.0
+    first_too_many = false_alarms[int(allowed)]  # this one must not be reported, nor its equals
+    return float((scores[labels == 1] > first_too_many).mean())

@@ -3,6 +3,7 @@
     data -> baselines (length, bag of tokens)
          -> encoder -> teacher
                     -> partition -> router, experts -> scores -> mixture -> students -> attacks -> results
+                                                                                     -> group heads
 
 Where the settings ask for a loss of features, a step between a teacher and its students reads its hidden states once.
 
@@ -140,14 +141,18 @@ def plan(settings: MoekdSettings) -> list[Step]:
     encoder = _encoder(data)
     tokens = {shape: _student_tokens(data, shape) for shape in settings.student.shapes}
     reported = [_baseline(data, system) for system in BASELINES]
+    heads: list[Step] = []
     for seed in settings.run.seeds:
         teachers = _teacher_side(settings, data, encoder, seed)
         reported += teachers.values()
-        reported += [
+        students = [
             _student(settings, data, tokens[shape], system, shape, seed, teachers)
             for shape in settings.student.shapes
             for system in settings.student.systems
         ]
+        reported += students
+        if settings.student.group_head:
+            heads += [_group_head(step, teachers["router"]) for step in students]
         reported += _published(settings, data, encoder, teachers["teacher"], seed)
         reported += _attacks(settings, data, reported, seed)
     # Groups of the per-group measures: those of the CWE taxonomy or the clusters of the first seed's router.
@@ -160,7 +165,7 @@ def plan(settings: MoekdSettings) -> list[Step]:
         reads=("name", "run", "data.split", "evaluate"),
         needs=needs | {step.label: step for step in reported},
     )
-    return [data, encoder, *reported, results]
+    return [data, encoder, *reported, *heads, results]
 
 
 def data_step() -> Step:
@@ -500,4 +505,15 @@ def _features(settings: MoekdSettings, target: str, seed: int, teachers: Mapping
         reads=reads,
         needs=needs,
         variant={"system": target, "seed": seed},
+    )
+
+
+def _group_head(student: Step, router: Step) -> Step:
+    """The student's second answer: the CWE group, learned from the router of the same seed."""
+    needs = {name: student.needs[name] for name in ("data", "tokens")}
+    return Step(
+        "group-head",
+        "moekd.distill.group_head:train_group_head",
+        needs={**needs, "student": student, "router": router, "partition": router.needs["partition"]},
+        variant=student.variant,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moekd.files import read_json
+from moekd.report.detection import render_detection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ def render_results_doc(paths: Sequence[Path]) -> str:
     """Return `docs/results.md`: a section for each `results.json`, in the given order, then the pre-training runs.
 
     Args:
-        paths: `results.json` of runs, and manifests of finished `pretrain` steps.
+        paths: `results.json` of runs, manifests of finished `pretrain` steps, results of benchmarks/detection.py.
     """
     header = (
         "# Results\n\n"
@@ -63,6 +64,11 @@ def render_results_doc(paths: Sequence[Path]) -> str:
     pretrained = [(name, one) for name, one in found if one.get("stage") == "pretrain"]
     if pretrained:
         sections.append(_pretraining_section(pretrained))
+    sections += [
+        f"# Detection at the natural ratio: {name}\n\n{render_detection(one)}"
+        for name, one in found
+        if one.get("benchmark") == "detection"
+    ]
     return "\n".join([header, *(f"#{section}" for section in sections)])
 
 

@@ -1,6 +1,6 @@
-"""Margins of functions that a model has scored before: one SQLite file that several scans may share.
+"""Answers for functions that a model has scored before: one SQLite file that several scans may share.
 
-A row is keyed by the model and by the exact text that it read, so a stored margin is the one the model would give.
+A row is keyed by the model and by the exact text that it read, so a stored answer is the one the model would give.
 (The fingerprint of a finding ignores line breaks, which the model sees; it would not do as a key.) A cache that
 cannot be used costs time, never a scan: the first trouble turns it off and is told once.
 """
@@ -13,15 +13,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moekd.scan.model import Answer
+
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Mapping, Sequence
 
-FILE = "scores-1.sqlite"  # the number is of the layout
+FILE = "scores-2.sqlite"  # the number is of the layout
 _WAIT_SECONDS = 5.0  # for another scan's write to end
 _AT_ONCE = 500  # keys of one query
-
-Margin = tuple[float, bool]  # margin, and whether the text was cut
 
 
 def default_folder() -> Path | None:
@@ -47,7 +47,7 @@ def key_of(text: str) -> bytes:
 
 
 class Cache:
-    """Margins by text for one model.
+    """Answers by text for one model.
 
     Attributes:
         trouble: why it is off; None while it works.
@@ -60,9 +60,9 @@ class Cache:
         if folder is not None:
             self._open(folder)
 
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, Margin]:
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
         """Return what is known of the keys."""
-        found: dict[bytes, Margin] = {}
+        found: dict[bytes, Answer] = {}
         if self._base is None:
             return found
         import sqlite3
@@ -72,24 +72,30 @@ class Cache:
                 part = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(part))
                 rows = self._base.execute(
-                    f"SELECT text, margin, cut FROM scores WHERE model = ? AND text IN ({marks})", (self._model, *part)
+                    f"SELECT text, margin, cut, kind, p_kind FROM scores WHERE model = ? AND text IN ({marks})",
+                    (self._model, *part),
                 )
-                found.update((text, (float(margin), bool(cut))) for text, margin, cut in rows)
+                found.update(
+                    (text, Answer(float(margin), bool(cut), kind, p_kind)) for text, margin, cut, kind, p_kind in rows
+                )
         except (sqlite3.Error, TypeError, ValueError) as error:
             self._turn_off(error)
         return found
 
-    def put(self, margins: Mapping[bytes, Margin]) -> None:
-        """Remember margins by key, all of them or none."""
-        if self._base is None or not margins:
+    def put(self, answers: Mapping[bytes, Answer]) -> None:
+        """Remember answers by key, all of them or none."""
+        if self._base is None or not answers:
             return
         import sqlite3
 
         try:
             with self._base:
                 self._base.executemany(
-                    "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)",
-                    [(self._model, key, margin, int(cut)) for key, (margin, cut) in margins.items()],
+                    "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)",
+                    [
+                        (self._model, key, one.margin, int(one.cut), one.group, one.p_group)
+                        for key, one in answers.items()
+                    ],
                 )
         except sqlite3.Error as error:  # a full disk among them
             self._turn_off(error)
@@ -108,7 +114,7 @@ class Cache:
             with self._base:
                 self._base.execute(
                     "CREATE TABLE IF NOT EXISTS scores (model BLOB, text BLOB, margin REAL, cut INTEGER, "
-                    "PRIMARY KEY (model, text)) WITHOUT ROWID"
+                    "kind INTEGER, p_kind REAL, PRIMARY KEY (model, text)) WITHOUT ROWID"
                 )
             self._base.execute("PRAGMA synchronous = OFF")  # a lost row is only computed again
         except (OSError, sqlite3.Error) as error:

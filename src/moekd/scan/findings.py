@@ -52,9 +52,12 @@ class Finding:
         cut: the function is longer than the model reads; only its beginning was judged.
         whole: the parser understood all of it.
         cwe_group: kind of weakness such as "CWE-664"; None where the model does not tell.
+        p_group: its probability, given that the function is vulnerable in one of the ways that the model knows.
         suppressed: the reason given in a suppression comment; None without one.
         in_baseline: listed in the baseline file, so it is not new.
         lines: the lines that carry the score, largest share first; empty if nobody asked.
+        stability: share of renamings of local variables under which it stays reported; None if nobody asked, or
+            where there is nothing to rename.
     """
 
     path: str
@@ -66,9 +69,11 @@ class Finding:
     cut: bool = False
     whole: bool = True
     cwe_group: str | None = None
+    p_group: float | None = None
     suppressed: str | None = None
     in_baseline: bool = False
     lines: tuple[LineShare, ...] = ()
+    stability: float | None = None
 
     @property
     def active(self) -> bool:

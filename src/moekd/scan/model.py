@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from moekd.errors import SettingsError
 from moekd.files import sha256_file, sha256_text
@@ -28,6 +28,22 @@ TOKENIZER_FILE = "tokenizer.json"
 FILES = (FACTS_FILE, GRAPH_FILE, TOKENIZER_FILE)  # all that the scanner loads: what the size gate counts
 
 Precision = Literal["float32", "int8"]
+
+
+class Answer(NamedTuple):
+    """What a model says of one function.
+
+    Attributes:
+        margin: the vulnerable logit minus the other.
+        cut: the text was longer than the model reads.
+        group: index into `Facts.groups` of the most probable kind; None where the model does not tell.
+        p_group: its probability, given that the function has one of the kinds.
+    """
+
+    margin: float
+    cut: bool
+    group: int | None = None
+    p_group: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,8 @@ class Facts:
         max_tokens: tokens read of a function, specials included; the rest is cut.
         temperature, shift: p = 1 / (1 + exp(-(margin / temperature + shift))); see `export.calibrate`.
         thresholds: rows by ascending false-alarm rate.
-        digest: of graph, tokenizer and `max_tokens`: equal digests mean equal margins.
+        digest: of graph, tokenizer and `max_tokens`: equal digests mean equal answers.
+        groups: kinds of weakness that the model tells apart, such as "CWE-664" and "other"; none for most.
     """
 
     name: str
@@ -67,6 +84,7 @@ class Facts:
     shift: float
     thresholds: tuple[Threshold, ...]
     digest: str
+    groups: tuple[str, ...] = ()
 
     def p_vulnerable(self, margin: float) -> float:
         """Return the calibrated probability of a margin, the vulnerable logit minus the other."""
@@ -131,11 +149,11 @@ class ScanModel:
 
         out = np.zeros((len(texts), 2), dtype=np.float32)
         for row, text in enumerate(texts):
-            out[row] = self._run(np.array([self._ids(text)], dtype=np.int64))[0]
+            out[row] = self._run(np.array([self._ids(text)], dtype=np.int64))[0, :2]
         return out
 
-    def margin(self, text: str) -> tuple[float, bool]:
-        """Return the vulnerable logit minus the other, and whether the text was longer than the model reads.
+    def answer(self, text: str) -> Answer:
+        """Return what the model says of one function.
 
         Raises:
             SettingsError: the model answers NaN or infinity.
@@ -143,11 +161,16 @@ class ScanModel:
         import numpy as np
 
         encoding = self._tokenizer.encode(text)
-        logits = self._run(np.array([encoding.ids], dtype=np.int64))[0]
-        margin = float(logits[1]) - float(logits[0])
-        if not math.isfinite(margin):  # it would compare as no finding
-            raise _damaged(self.folder, f"{GRAPH_FILE} answers {margin} for a function")
-        return margin, bool(encoding.overflowing)
+        logits = self._run(np.array([encoding.ids], dtype=np.int64))[0].astype(np.float64)  # (2 + groups,)
+        if not np.isfinite(logits).all():  # it would compare as no finding
+            wrong = float(logits[~np.isfinite(logits)][0])
+            raise _damaged(self.folder, f"{GRAPH_FILE} answers {wrong} for a function")
+        margin, cut = float(logits[1] - logits[0]), bool(encoding.overflowing)
+        if not self.facts.groups:
+            return Answer(margin, cut)
+        powers = np.exp(logits[2:] - logits[2:].max())
+        group = int(powers.argmax())
+        return Answer(margin, cut, group, float(powers[group] / powers.sum()))
 
     def margins(self, texts: Sequence[str], *, batch: int = 32) -> np.ndarray:
         """Return margins, float64, (texts,), texts of equal length in tokens together; for variants of one function.
@@ -173,7 +196,11 @@ class ScanModel:
         return list(self._tokenizer.encode(text).ids)
 
     def _run(self, ids: np.ndarray) -> np.ndarray:
-        return self._session.run(["logits"], {"input_ids": ids})[0]  # (batch, tokens) -> (batch, 2)
+        """(batch, tokens) -> (batch, 2 + groups)."""
+        import numpy as np
+
+        names = ["logits", "groups"] if self.facts.groups else ["logits"]
+        return np.concatenate(self._session.run(names, {"input_ids": ids}), axis=1)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -247,7 +274,9 @@ def _facts(raw: Mapping[str, Any], files: Mapping[str, str]) -> Facts:
     temperature, shift = float(calibration["temperature"]), float(calibration["shift"])
     if not (temperature > 0 and math.isfinite(temperature) and math.isfinite(shift) and max_tokens > 2):
         raise ValueError("calibration or max_tokens")
-    return Facts(str(raw["name"]), raw["precision"], max_tokens, temperature, shift, rows, digest_of(files, max_tokens))
+    groups = tuple(str(group) for group in raw["cwe_groups"])
+    digest = digest_of(files, max_tokens)
+    return Facts(str(raw["name"]), raw["precision"], max_tokens, temperature, shift, rows, digest, groups)
 
 
 def _require_digests(folder: Path, files: Mapping[str, str]) -> None:

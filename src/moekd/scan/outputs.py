@@ -53,7 +53,7 @@ def _text(outcome: Outcome) -> str:
     lines: list[str] = []
     active = [one for one in outcome.findings if one.active]
     for one in active:
-        group = f"  {one.cwe_group}" if one.cwe_group else ""
+        group = f"  {_kind(one)}" if one.cwe_group else ""
         lines.append(f"{printable(one.path)}:{one.first_line}  {_function(one)}  {one.p:.3f}{group}{_marks(one)}")
         lines += [f"    line {share.line} carries {share.drop:.2f} of the margin" for share in one.lines]
     lines += [f"not scanned: {printable(one.path)}: {one.reason}" for one in outcome.unread]
@@ -101,12 +101,19 @@ def _function(finding: Finding) -> str:
     return printable(finding.function) or "(unnamed)"
 
 
+def _kind(finding: Finding) -> str:
+    """The CWE group with its probability, as in "CWE-664 (0.61)"; "" where the model does not tell."""
+    p = "" if finding.p_group is None else f" ({finding.p_group:.2f})"
+    return f"{finding.cwe_group}{p}" if finding.cwe_group else ""
+
+
 def _marks(finding: Finding) -> str:
-    marks = [
-        text
-        for is_set, text in ((finding.cut, "only its beginning was read"), (not finding.whole, "parsed in part"))
-        if is_set
-    ]
+    optional = (
+        (finding.cut, "only its beginning was read"),
+        (not finding.whole, "parsed in part"),
+        (finding.stability is not None, f"reported under {finding.stability or 0:.0%} of renamings"),
+    )
+    marks = [text for is_set, text in optional if is_set]
     return f"  ({', '.join(marks)})" if marks else ""
 
 
@@ -150,10 +157,12 @@ def _json_finding(one: Finding) -> dict[str, Any]:
         "p": round(one.p, 6),
         "fingerprint": one.fingerprint,
         "cwe_group": one.cwe_group,
+        "p_group": None if one.p_group is None else round(one.p_group, 6),
         "suppressed": None if one.suppressed is None else printable(one.suppressed),
         "in_baseline": one.in_baseline,
         "read_whole": not one.cut,
         "parsed_whole": one.whole,
+        "stability": None if one.stability is None else round(one.stability, 6),
         "lines": [{"line": share.line, "drop": round(share.drop, 6)} for share in one.lines],
     }
 
@@ -244,6 +253,10 @@ def _sarif_result(one: Finding, index: dict[str, int], seen: Counter[str], outco
         "rank": round(100 * one.p, 4),
         "properties": {"p": round(one.p, 6), "readWhole": not one.cut, "parsedWhole": one.whole},
     }
+    if one.p_group is not None:
+        result["properties"]["pGroup"] = round(one.p_group, 6)
+    if one.stability is not None:
+        result["properties"]["stability"] = round(one.stability, 6)
     if one.lines:
         result["relatedLocations"] = [
             _sarif_location(one.path, share.line, share.line)
@@ -298,7 +311,7 @@ def _message(one: Finding, outcome: Outcome) -> str:
     # "[" and "]" would begin a link and "{" a placeholder in a SARIF message.
     name = "".join(c if c not in "[]{}\\" else "?" for c in _function(one))
     limit = "" if outcome.threshold is None else f" (threshold {outcome.threshold.p:.3f})"
-    kind = f", of the kind {one.cwe_group}" if one.cwe_group else ""
+    kind = f", of the kind {_kind(one)}" if one.cwe_group else ""
     return f"{name} is vulnerable with probability {one.p:.3f}{limit}{kind}{_marks(one)}"
 
 

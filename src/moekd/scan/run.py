@@ -17,6 +17,7 @@ from moekd.scan.discover import Discovery, shown
 from moekd.scan.findings import Counts, Finding, Note, Outcome, Unread
 from moekd.scan.model import FACTS_FILE, ScanModel, Threshold
 from moekd.scan.score import FileResult, FileScorer, Scored, Task, functions_of, read_limited
+from moekd.scan.stability import stability
 from moekd.scan.workers import Plan, score_all
 from moekd.syntax import language_of
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FALSE_ALARM_RATE = 0.01  # one in a hundred functions that are not vulnerable
 STDIN = "-"
+PACKAGED = Path(__file__).parent.parent / "assets" / "moekd-scan"  # the default student, where this version has one
 
 
 def scan(
@@ -75,13 +77,12 @@ def load_model(settings: ScanSettings) -> ScanModel:
     """Load the model that the settings name, or the one in the package."""
     if settings.model is not None:
         return ScanModel.load(Path(settings.model))
-    packaged = Path(__file__).parent.parent / "assets"
-    if not (packaged / FACTS_FILE).is_file():
+    if not (PACKAGED / FACTS_FILE).is_file():
         raise SettingsError(
             "no model: this version ships none. Give the folder of an exported one with --model, or as `model` in "
             "moekd.toml; `moekd export STUDENT FOLDER --data FILE` makes one"
         )
-    return ScanModel.load(packaged)
+    return ScanModel.load(PACKAGED)
 
 
 def cache_folder(settings: ScanSettings) -> Path | None:
@@ -105,13 +106,13 @@ class Selection:
         self._known = baseline.read(Path(settings.baseline)) if settings.baseline else frozenset()
         self._kept: list[Finding] = []
         self._best: list[tuple[float, int, Finding]] = []  # heap of the `top` active ones, the least first
-        self._sources: dict[str, Path | bytes] = {}  # of findings to explain, by shown path
+        self._sources: dict[str, Path | bytes] = {}  # of findings to look into, by shown path
         self._unread: list[Unread] = []
         self._notes: list[Note] = []
         self._order = 0
 
     def add(self, result: FileResult, path: str, source: bytes | None = None) -> None:
-        """Take one file's result. `source` is kept for explaining where the file cannot be read again."""
+        """Take one file's result. `source` is kept for looking into findings where the file cannot be read again."""
         if result.unread is not None:
             self._unread.append(Unread(path, result.unread))
             return
@@ -119,7 +120,7 @@ class Selection:
         self._notes += [Note(path, line, text) for line, text in result.complaints]
         for scored in result.functions:
             self._count(scored)
-            if self._take(self._finding(scored, path)) and self.settings.explain:
+            if self._take(self._finding(scored, path)) and self._looks_into_findings:
                 self._sources[path] = Path(result.path) if source is None else source
 
     def add_discovery(self, discovery: Discovery) -> None:
@@ -141,8 +142,9 @@ class Selection:
             least = min(one.p for *_, one in self._best) if full else 0.0
             findings = [one for one in findings if one.active or one.p >= least]
         findings.sort(key=lambda one: (-one.p, one.path, one.first_line))
-        if self.settings.explain:
-            findings = [self._explained(one) for one in findings]
+        if self._looks_into_findings:
+            least_p = self.threshold.p if self.threshold else min((one.p for one in findings), default=0.0)
+            findings = [self._looked_into(one, least_p) for one in findings]
         return Outcome(
             self.model.facts,
             self.threshold,
@@ -181,6 +183,8 @@ class Selection:
             scored.fingerprint,
             scored.cut,
             scored.whole,
+            scored.cwe_group,
+            scored.p_group,
             suppressed=reasons[0] if reasons else None,
             in_baseline=scored.fingerprint in self._known,
         )
@@ -199,14 +203,23 @@ class Selection:
             self._kept.append(finding)
         return True
 
-    def _explained(self, finding: Finding) -> Finding:
+    @property
+    def _looks_into_findings(self) -> bool:
+        return self.settings.explain or self.settings.stability > 0
+
+    def _looked_into(self, finding: Finding, least_p: float) -> Finding:
         try:
             source = self._sources[finding.path]
             content = source if isinstance(source, bytes) else read_limited(source, self.settings.max_file_bytes)
             text = _function_at(content, finding)
         except (OSError, ValueError, LookupError, TimeoutError):  # it has changed since it was scored
             return finding
-        return replace(finding, lines=explain.carrying_lines(self.model, text, finding.first_line))
+        if self.settings.explain:
+            finding = replace(finding, lines=explain.carrying_lines(self.model, text, finding.first_line))
+        if self.settings.stability:
+            held = stability(self.model, text, least_p, renamings=self.settings.stability)
+            finding = replace(finding, stability=held)
+        return finding
 
 
 def _function_at(source: bytes, finding: Finding) -> str:

@@ -17,8 +17,7 @@ from moekd.scan.diff import Changed, touches
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moekd.scan.cache import Margin
-    from moekd.scan.model import ScanModel
+    from moekd.scan.model import Answer, ScanModel
 
 _PARSE_SECONDS = 20.0  # a file of 10 MB takes 3; only hostile ones take longer
 _SNIFF_BYTES = 8000  # a NUL byte in them makes a file binary, as git has it
@@ -43,6 +42,8 @@ class Scored:
     fingerprint: str
     cut: bool
     whole: bool
+    cwe_group: str | None
+    p_group: float | None
     lines: int
     cached: bool
     suppressed_by: tuple[suppress.Suppression, ...]
@@ -92,32 +93,38 @@ class FileScorer:
         about = suppress.assign(suppressions, [(span.first_line, span.last_line) for span in spans])
         complaints += [(one.line, "suppression belongs to no function") for one, spans_ in about.items() if not spans_]
         wanted = [i for i, span in enumerate(spans) if touches(task.changed, span.first_line, span.last_line)]
-        margins, cached = self._margins([texts[i] for i in wanted])
+        answers, cached = self._answers([texts[i] for i in wanted])
         scored = tuple(
             Scored(
                 spans[i].name,
                 spans[i].first_line,
                 spans[i].last_line,
-                self.model.facts.p_vulnerable(margin),
+                self.model.facts.p_vulnerable(answer.margin),
                 digest(texts[i]),
-                cut,
+                answer.cut,
                 spans[i].whole,
+                *self._kind(answer),
                 count_lines(texts[i]),
                 was_cached,
                 tuple(one for one, indices in about.items() if i in indices),
             )
-            for i, (margin, cut), was_cached in zip(wanted, margins, cached, strict=True)
+            for i, answer, was_cached in zip(wanted, answers, cached, strict=True)
         )
         return FileResult(task.path, scored, tuple(sorted(complaints)))
 
-    def _margins(self, texts: Sequence[str]) -> tuple[list[Margin], list[bool]]:
+    def _kind(self, answer: Answer) -> tuple[str | None, float | None]:
+        """CWE group and its probability; none where the model does not tell, or says that it is another kind."""
+        name = None if answer.group is None else self.model.facts.groups[answer.group]
+        return (name, answer.p_group) if name is not None and name.startswith("CWE-") else (None, None)
+
+    def _answers(self, texts: Sequence[str]) -> tuple[list[Answer], list[bool]]:
         keys = [key_of(text) for text in texts]
         known = self.cache.get(keys)
         cached = [key in known for key in keys]
-        fresh: dict[bytes, Margin] = {}
+        fresh: dict[bytes, Answer] = {}
         for key, text in zip(keys, texts, strict=True):
             if key not in known and key not in fresh:
-                fresh[key] = self.model.margin(text)
+                fresh[key] = self.model.answer(text)
         self.cache.put(fresh)
         known |= fresh
         return [known[key] for key in keys], cached

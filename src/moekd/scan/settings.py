@@ -29,6 +29,7 @@ class ScanSettings(Settings):
     fail_on: Annotated[float, Field(ge=0, le=1)] | Literal["never"] | None = None  # probability; default: any finding
     baseline: str | None = None  # file of known findings
     explain: bool = False  # name the lines that carry each score
+    stability: int = Field(0, ge=0)  # renamings of local variables that each finding is tried with
     workers: int = Field(0, ge=0)  # processes; 0: one for each core
     cache: str | Literal[False] | None = None  # folder; false: none; default: the user's folder for caches
     max_file_bytes: int = Field(10_000_000, ge=1)  # larger files are listed as not scanned

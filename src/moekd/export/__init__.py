@@ -5,10 +5,7 @@ The files are written only after they have passed: same answers as torch, and to
 
 from __future__ import annotations
 
-import io
-import logging
-import math
-import warnings
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moekd.distill.group_head import GroupHead
 from moekd.errors import DataError, SettingsError
+from moekd.export.calibration import Calibration, calibrate, labels_of, probabilities, thresholds
+from moekd.export.graph import graph_of
 from moekd.files import sha256_file, sha256_text, write_bytes, write_json
+from moekd.partition import UNKNOWN
 from moekd.scan.model import (
     FACTS_FILE,
     FILES,
@@ -26,7 +27,6 @@ from moekd.scan.model import (
     TOKENIZER_FILE,
     Precision,
     ScanModel,
-    Threshold,
 )
 
 if TYPE_CHECKING:
@@ -35,13 +35,11 @@ if TYPE_CHECKING:
     from moekd.classifier import Classifier
     from moekd.records import Sample
 
+__all__ = ["Calibration", "Parity", "calibrate", "compare", "export", "render", "thresholds"]
+
 MAX_BYTES = 3_000_000
 MIN_AGREEMENT = 0.99
 _MAX_LOGIT_DIFFERENCE = 1e-3  # of float32; onnxruntime and torch add in other orders
-_OPSET = 17  # the first with LayerNormalization as one operator
-
-#: False-alarm rates that a threshold is looked for; a rate needs at least one function that may be a false alarm.
-_RATES = tuple(digit * 10.0**power for power in (-5, -4, -3, -2, -1) for digit in (1, 1.5, 2, 3, 5, 7))
 
 
 @dataclass(frozen=True)
@@ -59,24 +57,6 @@ class Parity:
     label_agreement: float
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """From margins to probabilities (see `calibrate`), and the calibration error it leaves.
-
-    Attributes:
-        temperature: margins are divided by it.
-        shift: added afterwards; 0 where validation data have the ratio that thresholds are measured at.
-        ece_before, ece_after: on the validation functions, without and with the temperature.
-        ece_natural: on the functions at natural ratio, with both.
-    """
-
-    temperature: float
-    shift: float
-    ece_before: float
-    ece_after: float
-    ece_natural: float
-
-
 def export(
     student: Path,
     out: Path,
@@ -88,6 +68,9 @@ def export(
     max_bytes: int = MAX_BYTES,
 ) -> dict[str, Any]:
     """Write `model.onnx`, `tokenizer.json` and `model.json` of a saved student into `out`.
+
+    Where the student's run has trained a group head for it (distill/group_head.py), the files answer with the CWE
+    group, too. `unknown` is no answer: the others are given on the condition that the group is known.
 
     Args:
         student: folder of `Classifier.save_pretrained`, two classes.
@@ -104,13 +87,15 @@ def export(
         DataError: the functions cannot be read, or lack a class.
     """
     classifier = _load(student)
+    head = group_head_of(student)
     valid = _samples(data)
     judged = valid if natural is None else _samples(natural)
     with TemporaryDirectory(prefix="moekd-export-") as temporary:
         folder = Path(temporary)
-        (folder / GRAPH_FILE).write_bytes(_graph(classifier, precision))
+        (folder / GRAPH_FILE).write_bytes(graph_of(classifier, precision, head))
         (folder / TOKENIZER_FILE).write_bytes(_tokenizer(classifier))
         facts = _untested_facts(student, classifier, precision, folder)
+        facts["cwe_groups"] = [] if head is None else list(head.names)
         write_json(folder / FACTS_FILE, facts)
         model = ScanModel.load(folder)
 
@@ -118,11 +103,11 @@ def export(
         parity = compare(classifier.logits([sample.func for sample in valid]), logits)
         _require_parity(parity, precision, min_agreement)
         judged_logits = logits if natural is None else model.logits([sample.func for sample in judged])
-        calibration = calibrate(logits, _labels(valid), judged_logits, _labels(judged))
+        calibration = calibrate(logits, labels_of(valid), judged_logits, labels_of(judged))
         facts |= {
             "calibration": asdict(calibration) | _about(data, valid),
             "thresholds": _about(natural or data, judged)
-            | {"rows": [asdict(row) for row in thresholds(judged, _p(judged_logits, calibration))]},
+            | {"rows": [asdict(row) for row in thresholds(judged, probabilities(judged_logits, calibration))]},
             "parity": asdict(parity) | _about(data, valid),
         }
         write_json(folder / FACTS_FILE, facts)
@@ -145,68 +130,6 @@ def compare(expected: np.ndarray, found: np.ndarray) -> Parity:
     )
 
 
-def calibrate(
-    logits: np.ndarray, labels: np.ndarray, natural_logits: np.ndarray, natural_labels: np.ndarray
-) -> Calibration:
-    """Fit the temperature on validation functions and the shift to the natural share of vulnerable ones.
-
-    The temperature minimises the negative log likelihood. The shift is the difference of the log odds of the
-    classes: students learn from balanced classes, so unshifted they would call half of all functions vulnerable.
-
-    Args:
-        logits, natural_logits: (n, 2) and (m, 2).
-        labels, natural_labels: 0 or 1, (n,) and (m,). Both classes must occur in both.
-    Source: Guo et al. 2017, arXiv:1706.04599, section 4; Saerens, Latinne, Decaestecker 2002 for the shift.
-    """
-    from scipy.optimize import minimize_scalar
-
-    margins = _margins(logits)
-
-    def nll(log_temperature: float) -> float:
-        scaled = margins / math.exp(log_temperature)
-        return float(np.mean(np.logaddexp(0, scaled) - labels * scaled))
-
-    temperature = math.exp(float(minimize_scalar(nll, bounds=(-5, 5), method="bounded").x))
-    shift = _log_odds(natural_labels) - _log_odds(labels)
-    return Calibration(
-        temperature,
-        shift,
-        ece_before=_ece(margins, labels),
-        ece_after=_ece(margins / temperature, labels),
-        ece_natural=_ece(_margins(natural_logits) / temperature + shift, natural_labels),
-    )
-
-
-def thresholds(samples: Sequence[Sample], p: np.ndarray) -> list[Threshold]:
-    """Measure what each false-alarm rate costs and finds on functions at natural ratio.
-
-    Args:
-        p: calibrated probabilities of the samples, (samples,).
-    Returns:
-        One row a rate that the data resolve, by ascending rate: the lowest threshold that at most this share of the
-        non-vulnerable functions reaches.
-    """
-    from moekd.data.text import count_lines
-
-    vulnerable = _labels(samples) == 1
-    safe = np.sort(p[~vulnerable])[::-1]
-    kloc = sum(count_lines(sample.func) for sample in samples) / 1000
-    rows: dict[float, Threshold] = {}
-    for rate in _RATES:
-        allowed = int(rate * len(safe) + 1e-9)
-        if not 1 <= allowed < len(safe) or safe[allowed] >= 1:
-            continue
-        limit = float(np.nextafter(safe[allowed], 2))  # just above the first that may not be reported
-        reported = p >= limit
-        rows[limit] = Threshold(
-            limit,
-            float(reported[~vulnerable].mean()),
-            float(reported.sum() / kloc),
-            float(reported[vulnerable].mean()) if vulnerable.any() else None,
-        )
-    return sorted(rows.values(), key=lambda row: (row.false_alarm_rate, -row.p))
-
-
 def render(facts: dict[str, Any]) -> str:
     """Say in a few lines what was exported and what it was measured to be."""
     parity, calibration, table = facts["parity"], facts["calibration"], facts["thresholds"]
@@ -215,6 +138,7 @@ def render(facts: dict[str, Any]) -> str:
         f"{facts['name']}, {facts['precision']}: graph and tokenizer {size_bytes:,} bytes",
         f"parity with torch on {parity['functions']} functions: largest logit difference "
         f"{parity['max_logit_difference']:.2g}, same label on {parity['label_agreement']:.2%}",
+        *([f"kinds told apart: {', '.join(facts['cwe_groups'])}"] if facts["cwe_groups"] else []),
         f"calibration error {calibration['ece_before']:.4f}, with temperature {calibration['temperature']:.3g} "
         f"{calibration['ece_after']:.4f}; at natural ratio {calibration['ece_natural']:.4f}",
         f"thresholds from {table['functions']} functions, {table['vulnerable']} vulnerable:",
@@ -229,70 +153,6 @@ def render(facts: dict[str, Any]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ the files
-
-
-def _graph(classifier: Classifier, precision: Precision) -> bytes:
-    graph = _float_graph(classifier)
-    if precision == "float32":
-        return graph
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with TemporaryDirectory(prefix="moekd-int8-") as temporary:
-        before, after = Path(temporary) / "float.onnx", Path(temporary) / "int8.onnx"
-        before.write_bytes(graph)
-        logging.disable(logging.WARNING)  # advice about pre-processing, which folding has done
-        try:
-            quantize_dynamic(before, after, weight_type=QuantType.QInt8)
-        finally:
-            logging.disable(logging.NOTSET)
-        return after.read_bytes()
-
-
-def _float_graph(classifier: Classifier) -> bytes:
-    """The graph reads ids only: rows of a batch have equal lengths, so there is nothing to mask."""
-    import torch
-
-    class LogitsOfIds(torch.nn.Module):
-        def __init__(self, model: Any) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-            return self.model(input_ids=input_ids).logits
-
-    buffer = io.BytesIO()
-    model = classifier.model.cpu().eval()
-    # An odd length and two rows, so that a dimension which the tracer takes for a constant shows in parity.
-    example = torch.full((2, 7), int(classifier.tokenizer.unk_token_id or 0), dtype=torch.long)
-    with warnings.catch_warnings():
-        # The newer exporter is 15 times slower and its files are 43 % larger (measured on Compressor's shape); the
-        # tracer's warnings are about branches on batch size and mask, which parity checks.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            LogitsOfIds(model),
-            (example,),
-            buffer,
-            dynamo=False,
-            opset_version=_OPSET,
-            input_names=["input_ids"],
-            output_names=["logits"],
-            dynamic_axes={"input_ids": {0: "batch", 1: "tokens"}, "logits": {0: "batch"}},
-        )
-    return _folded(buffer.getvalue())
-
-
-def _folded(graph: bytes) -> bytes:
-    """Fold constants and drop identities: fewer nodes, about 600 bytes saved for each."""
-    import onnxruntime
-
-    with TemporaryDirectory(prefix="moekd-fold-") as temporary:
-        after = Path(temporary) / "folded.onnx"
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(after)
-        options.log_severity_level = 3
-        onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        return after.read_bytes()
 
 
 def _tokenizer(classifier: Classifier) -> bytes:
@@ -320,7 +180,6 @@ def _untested_facts(student: Path, classifier: Classifier, precision: Precision,
         "precision": precision,
         "labels": [classifier.model.config.id2label[index] for index in range(2)],
         "max_tokens": classifier.max_length,
-        "cwe_groups": [],  # the student has no head that tells them apart
         "calibration": {"temperature": 1.0, "shift": 0.0},
         "thresholds": {"rows": []},
         "provenance": {
@@ -355,8 +214,7 @@ def _require_size(sizes: dict[str, int], max_bytes: int, precision: Precision) -
         parts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
         advice = "Try --precision int8 or a smaller student" if precision == "float32" else "Take a smaller student"
         raise SettingsError(
-            f"the exported files are {total:,} bytes ({parts}); the limit is {max_bytes:,}. {advice}, "
-            "or raise --max-bytes"
+            f"the exported files are {total:,} bytes ({parts}); the limit is {max_bytes:,}. {advice}, or raise --budget"
         )
 
 
@@ -383,6 +241,15 @@ def _load(student: Path) -> Classifier:
     return classifier
 
 
+def group_head_of(student: Path) -> GroupHead | None:
+    """Return the head that the student's run trained for it; None for a student of no run, or of one without heads."""
+    place = student.resolve().parent  # <run folder>/student/<key>/model
+    for manifest in sorted(place.parent.parent.glob("group-head/*/manifest.json")):
+        if json.loads(manifest.read_bytes())["inputs"].get("student") == place.name:
+            return GroupHead.load(manifest.parent).without(UNKNOWN)
+    return None
+
+
 def _samples(data: Path) -> list[Sample]:
     from moekd.data import SAMPLES, load_parts, read_samples
 
@@ -403,27 +270,3 @@ def _about(data: Path, samples: Sequence[Sample]) -> dict[str, Any]:
         "functions": len(samples),
         "vulnerable": sum(sample.label for sample in samples),
     }
-
-
-def _labels(samples: Sequence[Sample]) -> np.ndarray:
-    return np.array([sample.label for sample in samples])
-
-
-def _margins(logits: np.ndarray) -> np.ndarray:
-    return logits[:, 1].astype(np.float64) - logits[:, 0]
-
-
-def _p(logits: np.ndarray, calibration: Calibration) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -(_margins(logits) / calibration.temperature + calibration.shift)))
-
-
-def _log_odds(labels: np.ndarray) -> float:
-    share = float(np.mean(labels))
-    return math.log(share / (1 - share))
-
-
-def _ece(margins: np.ndarray, labels: np.ndarray) -> float:
-    from moekd.evaluate import detection
-
-    logits = np.stack([np.zeros_like(margins), margins], axis=1)
-    return float(detection(logits, labels)(np.ones((1, len(labels))))["ece"][0])
