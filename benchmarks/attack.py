@@ -1,19 +1,33 @@
 """Attack speed: the references' way of asking a model against ours, paired in one run.
 
-    python benchmarks/attack.py MODEL --data FILE [--functions 20] [--budget 200]
+    python benchmarks/attack.py MODEL ... --data DATA [--functions 24] [--budget 60] [--out FILE.json]
 
-Both ways run the same attacks on the same functions with the same candidates. The slow way is what the references do:
-every variant is parsed, tokenised whole and padded to the maximal length, and one function's variants are scored at a
-time in eager fp32 PyTorch. Ours is timed in fp32, whose verdicts must be the same, and in bf16, whose agreement is
-printed.
+MODEL is the folder of a saved classifier, or the name of a student's shape: then its tokenizer is trained on the
+functions that are not attacked, its weights are random, its head is shifted and scaled so that answers differ, and its
+own answers are the labels, so that every function is attacked. DATA is a file of labelled functions or the folder of a
+data stage, of which the test part is attacked.
+
+All ways run the same attacks on the same functions with the same candidates on one thread, a round of a few functions
+after the other, each round in all ways. The slow way is what the references do: every variant is parsed, tokenised
+whole and padded to the maximal length, and one function's variants are scored at a time in eager fp32 PyTorch. Ours is
+timed in fp32, whose answers must be the same, and in bf16, whose agreement is stated. `matrix products` is the time of
+nothing but the products that the rows scored by ours need, at their real lengths.
+
+Seconds are of processor time, system calls included: on one thread of an idle machine that is the time that passes,
+and other work on the machine does not count.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,10 +37,11 @@ from moekd.attack.victims import p_vulnerable
 from moekd.rewrite import Template
 
 if TYPE_CHECKING:
-    from moekd.attack import Victim
     from moekd.classifier import Classifier
-    from moekd.config import Attack
     from moekd.records import AttackResult, Sample
+    from moekd.tokens import Tokens
+
+SLOW, FAST, BF16 = "references' way, fp32", "ours, fp32", "ours, bf16"
 
 
 class SlowVictim:
@@ -59,61 +74,162 @@ class SlowVictim:
         return p_vulnerable(logits)
 
 
+class CountingVictim(ClassifierVictim):
+    """Ours, which remembers the lengths of the rows that went through the model."""
+
+    def __init__(self, classifier: Classifier, *, bf16: bool = False) -> None:
+        super().__init__(classifier, bf16=bf16)
+        self.lengths: list[int] = []
+
+    def score(self, tokens: Tokens) -> np.ndarray:
+        self.lengths += tokens.lengths.tolist()
+        return super().score(tokens)
+
+
 def main() -> None:
-    from moekd.classifier import Classifier
-    from moekd.config import Attack
-    from moekd.data import read_samples
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="folder of a saved classifier")
-    parser.add_argument("--data", required=True, help="labelled functions")
-    parser.add_argument("--functions", type=int, default=20)
-    parser.add_argument("--budget", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--functions", type=int, default=24)
+    parser.add_argument("--round", type=int, default=4, help="functions of a round")
+    parser.add_argument("--budget", type=int, default=60)
+    parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    numerics.configure(chosen.threads)
-    slow, fast = (Classifier.from_pretrained(chosen.model) for _ in range(2))  # each with an attention of its own
-    samples = read_samples(chosen.data).samples
-    names = Names(frequent_names((one.func for one in samples[chosen.functions :]), 5000))
-    attacked = samples[: chosen.functions]
-    settings = Attack(attacks=("mhm", "wir-random"), budget=chosen.budget)
-    threads = chosen.threads
-    ways: dict[str, Callable[[], list[AttackResult]]] = {
-        "references' way, fp32": lambda: timed(SlowVictim(slow), attacked, settings, names, threads=threads),
-        "ours, fp32": lambda: timed(ClassifierVictim(fast), attacked, settings, names, workers=threads),
-        "ours, bf16": lambda: timed(ClassifierVictim(fast, bf16=True), attacked, settings, names, workers=threads),
+    numerics.configure(1)
+    attacked, others = drawn(chosen.data, chosen.functions)
+    found = {Path(name).name: measured(name, attacked, others, chosen.round, chosen.budget) for name in chosen.models}
+    text = json.dumps({"functions": chosen.functions, "budget": chosen.budget, "threads": 1} | found, indent=1)
+    print(text)
+    if chosen.out:
+        chosen.out.write_text(text + "\n")
+
+
+def drawn(data: Path, count: int) -> tuple[list[Sample], list[Sample]]:
+    """Functions to attack, drawn by seed, and others to take names and tokenizers from."""
+    from moekd.attack.stage import attacked_samples
+    from moekd.config import Attack
+    from moekd.data import load_parts, read_samples
+
+    settings = Attack(samples=count)
+    if data.is_dir():
+        parts = load_parts(data)
+        return attacked_samples(parts["test"], settings), parts["train_b"]
+    samples = read_samples(data).samples
+    attacked = attacked_samples(samples, settings)
+    taken = {one.id for one in attacked}
+    return attacked, [one for one in samples if one.id not in taken]
+
+
+def measured(name: str, samples: Sequence[Sample], others: Sequence[Sample], size: int, budget: int) -> dict[str, Any]:
+    """All ways on one model, round by round."""
+    from moekd.config import Attack
+
+    slow, fast, rough = (classifier_of(name, others) for _ in range(3))  # each with an attention of its own
+    answers = fast.logits([one.func for one in samples]).argmax(axis=1)
+    samples = [replace(one, label=int(answer)) for one, answer in zip(samples, answers, strict=True)]
+    names = Names(frequent_names((one.func for one in others), 5000))
+    settings = Attack(attacks=("mhm", "wir-random"), budget=budget)
+    slow_victim, fast_victim, bf16_victim = SlowVictim(slow), CountingVictim(fast), CountingVictim(rough, bf16=True)
+    ways: dict[str, Callable[[Sequence[Sample]], list[AttackResult]]] = {
+        SLOW: lambda part: attack(slow_victim, part, settings, names, at_once=1),
+        FAST: lambda part: attack(fast_victim, part, settings, names),
+        BF16: lambda part: attack(bf16_victim, part, settings, names),
     }
-    timed(ClassifierVictim(fast), attacked[:1], settings, names)  # warm-up
-    results = {}
-    base = None
-    for way, work in ways.items():
-        started = time.perf_counter()
-        results[way] = work()
-        seconds = time.perf_counter() - started
-        variants = sum(one.queries for one in results[way])
-        rate = variants / seconds
-        base = base or rate
-        print(f"{way:24} {variants:8,} variants {seconds:8.1f} s {rate:8.1f} variants/s  x{rate / base:.2f}")
-    reference = results["references' way, fp32"]
-    for way in ("ours, fp32", "ours, bf16"):
-        same = sum(a.outcome == b.outcome for a, b in zip(reference, results[way], strict=True))
-        print(f"{way}: {same} of {len(reference)} verdicts are those of the references' way")
+    for victim in (slow_victim, fast_victim, bf16_victim):
+        victim([samples[0].func])  # warm-up
+    results: dict[str, list[AttackResult]] = {way: [] for way in ways}
+    seconds: dict[str, list[float]] = {way: [] for way in (*ways, "matrix products")}
+    scored = []
+    for start in range(0, len(samples), size):
+        fast_victim.lengths = []
+        for way, work in ways.items():
+            began = time.process_time()
+            results[way] += work(samples[start : start + size])
+            seconds[way].append(time.process_time() - began)
+        seconds["matrix products"].append(products(fast.model.config, fast_victim.lengths))
+        scored.append(len(fast_victim.lengths))
+        print(name, start, {way: round(taken[-1], 2) for way, taken in seconds.items()}, file=sys.stderr)
+    variants = [
+        sum(one.queries for one in results[SLOW][start : start + 2 * size])
+        for start in range(0, len(results[SLOW]), 2 * size)
+    ]
+    return {
+        "variants": sum(variants),
+        "variants_scored_by_ours": sum(scored),
+        "variants_per_second": {way: spread(np.array(variants) / seconds[way]) for way in ways},
+        "times_as_fast": {way: spread(np.array(seconds[SLOW]) / seconds[way]) for way in (FAST, BF16)},
+        "times_the_matrix_products": spread(np.array(seconds[FAST]) / seconds["matrix products"]),
+        "attacks": len(results[SLOW]),
+        "fooled": sum(one.outcome == "fooled" for one in results[SLOW]),
+        "same_verdict": {way: agreement(results[SLOW], results[way], ("outcome",)) for way in (FAST, BF16)},
+        "same_verdict_renames_queries": {
+            way: agreement(results[SLOW], results[way], ("outcome", "renames", "queries")) for way in (FAST, BF16)
+        },
+    }
 
 
-def timed(
-    victim: Victim,
-    samples: Sequence[Sample],
-    settings: Attack,
-    names: Names,
-    *,
-    threads: int = 1,
-    workers: int = 1,
-) -> list[AttackResult]:
-    """One way: all threads inside torch and a function after the other, or a function for each thread."""
+def classifier_of(name: str, others: Sequence[Sample]) -> Classifier:
     import torch
 
-    torch.set_num_threads(threads)
-    return attack(victim, samples, settings, names, at_once=1 if threads > 1 else 16, workers=workers)
+    from moekd.classifier import Classifier
+    from moekd.students.shapes import SHAPES, build_student
+    from moekd.tokens import train_bpe
+
+    if name not in SHAPES:
+        return Classifier.from_pretrained(name)
+    shape, texts = SHAPES[name], [one.func for one in others]
+    tokenizer = train_bpe(texts, vocabulary=shape.vocabulary, max_length=shape.max_length, lowercase=shape.lowercase)
+    found = Classifier(build_student(shape, tokenizer, seed=0, dropout=0.0).eval(), tokenizer, shape.max_length)
+    margins = np.diff(found.logits(texts[:64]), axis=1)
+    last = found.model.classifier.out_proj if shape.architecture == "roberta" else found.model.classifier
+    with torch.no_grad():
+        last.bias[1] -= float(np.median(margins))
+        for weight in (last.weight, last.bias):
+            weight.mul_(1.0 / float(np.std(margins)))
+    return found
+
+
+def products(config: Any, lengths: Iterable[int]) -> float:
+    """Processor seconds of the matrix products alone that a model needs for rows of these lengths, unpadded.
+
+    Of the last layer of a RoBERTa shape, whose first token alone is read, queries, keys and values only.
+    """
+    import torch
+
+    h, a = config.hidden_size, config.num_attention_heads
+    is_roberta = config.model_type == "roberta"
+    gate = 1 if is_roberta else 2  # ModernBERT's first feed-forward product makes the gate, too
+    weights = [
+        torch.randn(rows, columns)
+        for rows, columns in ((3 * h, h), (h, h), (gate * config.intermediate_size, h), (h, config.intermediate_size))
+    ]
+    seconds = 0.0
+    for length in lengths:
+        inputs = [torch.randn(length, weight.shape[1]) for weight in weights]
+        outputs = [torch.empty(length, len(weight)) for weight in weights]
+        q, k, v = torch.randn(length, h // a), torch.randn(h // a, length), torch.randn(length, h // a)
+        square, read = torch.empty(length, length), torch.empty(length, h // a)
+        began = time.process_time()
+        for layer in range(config.num_hidden_layers):
+            whole = not is_roberta or layer < config.num_hidden_layers - 1
+            for x, weight, y in list(zip(inputs, weights, outputs, strict=True))[: None if whole else 1]:
+                torch.mm(x, weight.t(), out=y)
+            for _ in range(a if whole else 0):
+                torch.mm(q, k, out=square)
+                torch.mm(square, v, out=read)
+        seconds += time.process_time() - began
+    return seconds
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Median and range over rounds."""
+    return {"median": statistics.median(values.tolist()), "low": float(values.min()), "high": float(values.max())}
+
+
+def agreement(first: Sequence[AttackResult], second: Sequence[AttackResult], fields: Sequence[str]) -> float:
+    """Share of attacks with the same fields."""
+    same = [all(getattr(a, field) == getattr(b, field) for field in fields) for a, b in zip(first, second, strict=True)]
+    return sum(same) / len(same)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -359,6 +362,39 @@ def test_killed_runs_continue_to_the_same_file(classifier, functions, tmp_path):
         assert path.read_bytes() == content
 
 
+RUN = """
+import sys, time, zlib
+from pathlib import Path
+from moekd.attack import Names, attack
+from moekd.config import Attack
+from moekd.data.embedded import generate
+def victim(texts):
+    time.sleep(0.002)
+    return [zlib.crc32(text.encode()) % 1000 / 1000 for text in texts]
+settings = Attack(attacks=("mhm", "wir-random"), candidates=4, iterations=4, budget=30)
+attack(victim, generate(60, 0), settings, Names([f"zz{n}" for n in range(40)]), path=Path(sys.argv[1]), at_once=4)
+"""
+
+
+def test_killed_at_random_moments(tmp_path):
+    """SIGKILL when the file has grown by a random amount, again and again: it ends equal to an undisturbed one."""
+
+    def started(path: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", RUN, str(path)], stdout=subprocess.DEVNULL)
+
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    assert started(whole).wait() == 0
+    size = whole.stat().st_size
+    for limit in sorted(random.Random(0).sample(range(1, size), 3)):
+        process = started(killed)
+        while process.poll() is None and not (killed.exists() and killed.stat().st_size >= limit):
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+    assert started(killed).wait() == 0
+    assert killed.read_bytes() == whole.read_bytes()
+
+
 def test_finished_results_are_not_computed_again(tmp_path):
     """A second run on the same file asks the model nothing."""
     path = tmp_path / "a.jsonl"
@@ -440,10 +476,39 @@ def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SettingsError, match=r"no model that can be attacked: wanted a folder with config\.json"):
         load_victim(tmp_path / "empty")
-    with pytest.raises(SettingsError, match="ONNX files cannot be attacked yet"):
+    (tmp_path / "student.onnx").write_bytes(b"no graph")
+    with pytest.raises(SettingsError, match=r"there is no tokenizer\.json"):
         load_victim(tmp_path / "student.onnx")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(SettingsError, match="could not be loaded"):
+        load_victim(tmp_path / "student.onnx")
+    with pytest.raises(SettingsError, match="could not be imported"):
+        load_victim("no_such_module:victim")
+    with pytest.raises(SettingsError, match="is no callable"):
+        load_victim("math:pi")
     with pytest.raises(SettingsError, match="could not be loaded"):
         load_victim(tmp_path / "nowhere")
+
+
+def test_exported_files_are_victims(exported, student, functions):
+    """The folder and the file of an export: the student's own probabilities, and attacks that end alike."""
+    texts = [one.func for one in functions[:6]]
+    wanted = load_victim(student)(texts)
+    for place in (exported, exported / "model.onnx"):
+        np.testing.assert_allclose(load_victim(place)(texts), wanted, atol=1e-4)
+    samples = [replace(one, label=int(p > 0.5)) for one, p in zip(functions[:6], wanted, strict=True)]
+    settings = Attack(attacks=("wir-random",), candidates=4, budget=40)
+    by_onnx, by_torch = (
+        attack(load_victim(place), samples, settings, Names(VOCABULARY)) for place in (exported, student)
+    )
+    assert [one.outcome for one in by_onnx] == [one.outcome for one in by_torch]
+
+
+def test_a_callable_by_its_name(monkeypatch, tmp_path):
+    """`module:name` is imported, for the command line."""
+    (tmp_path / "toy_victim.py").write_text("def answer(texts):\n    return [0.9] * len(texts)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_victim("toy_victim:answer")(["a", "b"]) == [0.9, 0.9]
 
 
 def test_slow_path_gives_the_same_results(classifier, functions):

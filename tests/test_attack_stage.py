@@ -127,6 +127,7 @@ def test_plan_with_attacks():
         "attack[bag-of-tokens]",
         *(f"attack[{name}, seed {seed}]" for name in ("teacher", "mixture") for seed in (0, 1)),
         *(f"attack[student-moe, compact-3mb, seed {seed}]" for seed in (0, 1)),
+        *(f"transfer[seed {seed}]" for seed in (0, 1)),
     }
     assert not [label for label in labels_of(plain) if label.startswith("attack")]
 
@@ -205,6 +206,13 @@ def test_a_run_with_attacks(language_model, tmp_path):
     table = (folder / "results.md").read_text()
     assert "## Under attack" in table
     assert "## Paired comparisons under attack" in table
+    assert "## Validity of the attacks" in table
+    assert {(one["system"], one["part"]) for one in found["validity"]} == {
+        (system, f"attack/{name}") for name in ("alert", "mhm") for system in systems
+    }
+    assert len(found["transfer"]) == 2 * 4 * 3  # two attacks, each model's texts scored by the three others
+    assert all(one["n"] or one["value"] is None for one in found["transfer"])
+    assert "## Transfer of adversarial functions, mhm" in table
     folders = run_steps(stages.plan(chosen), chosen)
     ids = [
         [one.id for one in read_results(path / "results.jsonl")]

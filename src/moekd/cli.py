@@ -431,7 +431,7 @@ def _number_or_text(text: str | None) -> float | str | None:
 
 @app.command(epilog=EXIT_CODES)
 def attack(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a saved model.", show_default=False)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Saved or exported model.", show_default=False)],
     data: Annotated[Path, typer.Option("--data", metavar="FILE", help="Labelled functions.", show_default=False)],
     attacks: Annotated[str, typer.Option("--attack", help="alert, mhm, wir-random; several with commas.")] = (
         "mhm,wir-random"

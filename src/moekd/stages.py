@@ -388,7 +388,17 @@ def _attacks(settings: MoekdSettings, data: Step, reported: Sequence[Step], seed
                     variant=variant,
                 )
             )
-    return attacked
+    return attacked + _transfer(data, attacked, seed)
+
+
+def _transfer(data: Step, attacked: Sequence[Step], seed: int) -> list[Step]:
+    """What fooled one model, scored by the others; nothing with fewer than two."""
+    if len(attacked) < 2:
+        return []
+    needs = {"data": data} | {step.label: step for step in attacked}
+    needs |= {f"victim of {step.label}": step.needs["victim"] for step in attacked}
+    reads = ("attack.bf16", "evaluate.confidence")
+    return [Step("transfer", "moekd.attack.stage:transfer_systems", reads=reads, needs=needs, variant={"seed": seed})]
 
 
 def _attacked_kind(step: Step) -> str | None:

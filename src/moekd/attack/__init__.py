@@ -13,12 +13,13 @@ from __future__ import annotations
 from moekd.attack.measures import compare, counts, robustness, transfer
 from moekd.attack.runner import Names, attack, read_results
 from moekd.attack.substitutes import Substitutes
-from moekd.attack.victims import ClassifierVictim, ScorerVictim, Victim, load_victim
+from moekd.attack.victims import ClassifierVictim, OnnxVictim, ScorerVictim, Victim, load_victim
 from moekd.attack.vocabulary import frequent_names
 
 __all__ = [
     "ClassifierVictim",
     "Names",
+    "OnnxVictim",
     "ScorerVictim",
     "Substitutes",
     "Victim",

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moekd import numerics
-from moekd.attack.measures import counts, robustness
-from moekd.attack.runner import Names, attack, no_substitutes
+from moekd.attack.measures import counts, robustness, transfer, wilson
+from moekd.attack.runner import Names, attack, no_substitutes, read_results
+from moekd.attack.search import UnusableAnswerError
 from moekd.attack.substitutes import Substitutes, shared_file
 from moekd.attack.victims import ScorerVictim, load_victim
 from moekd.attack.vocabulary import frequent_names
 from moekd.errors import DataError
-from moekd.files import read_json, sha256_file, sha256_text
+from moekd.files import read_json, sha256_file, sha256_text, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 RESULTS = "results.jsonl"
 SUBSTITUTES = "substitutes.jsonl"
+TRANSFER = "transfer.json"
 BAG_OF_TOKENS = "bag-of-tokens"
 _EMBEDDED = 4000  # functions of the embedded data that names come from where no others are given
 
@@ -75,13 +77,62 @@ def attack_system(
         frequent_names((sample.func for sample in training), wanted.vocabulary),
         Substitutes(inputs["substitutes"] / SUBSTITUTES, wanted) if "substitutes" in inputs else no_substitutes,
     )
-    if system == BAG_OF_TOKENS:
-        victim = _bag_of_tokens(inputs["victim"], training)
-    else:
-        victim = load_victim(inputs["victim"] / "model", bf16=wanted.bf16)
+    victim = _victim(system, inputs["victim"], training, bf16=wanted.bf16)
     samples = attacked_samples(parts["test"], wanted)
     results = attack(victim, samples, wanted, names, path=folder / RESULTS, model=system, workers=settings.run.threads)
     return {"outcomes": {name: counts(of_attack(results, name)) for name in wanted.attacks}}
+
+
+def _victim(system: str, folder: Path, training: Sequence[Sample], *, bf16: bool) -> Victim:
+    return _bag_of_tokens(folder, training) if system == BAG_OF_TOKENS else load_victim(folder / "model", bf16=bf16)
+
+
+def transfer_systems(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, **_: Any) -> dict[str, Any]:
+    """Stage: what fooled one model of the run, scored by each other one; writes `transfer.json`.
+
+    Args:
+        inputs: `data`; for each attacked model, by any name N, the folder of its attacks as `N` and that of the model
+            as `victim of N`.
+    Returns:
+        Number of shares, one a row: attack, fooled and scored_by (names of models), value, low, high, n. Of a model
+        that gives no usable answer n is 0.
+    """
+    from moekd.data import load_parts
+
+    numerics.configure(settings.run.threads)
+    parts = load_parts(inputs["data"])
+    originals = {sample.id: sample.func for sample in parts["test"]}
+    training = [*parts["train_a"], *parts["train_b"]]
+    names = [name for name in inputs if f"victim of {name}" in inputs]
+    variants = {name: read_json(inputs[name] / "manifest.json")["variant"] for name in names}
+    results = {name: read_results(inputs[name] / RESULTS) for name in names}
+    rows: list[dict[str, Any]] = []
+    for scorer in names:
+        folder_of_model = inputs[f"victim of {scorer}"]
+        victim = _victim(variants[scorer]["system"], folder_of_model, training, bf16=settings.attack.bf16)
+        for fooled in (name for name in names if name != scorer):
+            for attack_name in dict.fromkeys(one.attack for one in results[fooled]):
+                own = of_attack(results[fooled], attack_name)
+                try:
+                    share = transfer(own, originals, victim, confidence=settings.evaluate.confidence)
+                except UnusableAnswerError:
+                    share = wilson(0, 0)
+                about = {"fooled": _called(variants[fooled]), "scored_by": _called(variants[scorer])}
+                rows.append({"attack": attack_name} | about | _estimate_fields(share))
+    write_json(folder / TRANSFER, rows)
+    return {"shares": len(rows)}
+
+
+def _called(variant: Mapping[str, Any]) -> str:
+    """Name of a model in a transfer table: its system, and the shape where it is a student."""
+    return " ".join(str(variant[name]) for name in ("system", "student") if name in variant)
+
+
+def _estimate_fields(estimate: Estimate) -> dict[str, Any]:
+    """JSON has no NaN: what has no samples is null."""
+    if not estimate.n:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
 
 
 def _bag_of_tokens(folder: Path, training: Sequence[Sample]) -> Victim:
@@ -104,7 +155,7 @@ def attack_file(
     """Attack a saved model on a file of labelled functions; results go to `out` as JSON lines, as they come.
 
     Args:
-        model: folder of a saved model, or a hub name.
+        model: what `load_victim` takes.
         data: functions, as `moekd.data.read_samples` reads them.
         names_from: functions whose names MHM and WIR-Random draw from; default: the embedded data set.
     Returns:
@@ -137,12 +188,12 @@ def attack_file(
 
 
 def _identity(model: str) -> str:
-    """Name of a model and, for a folder, a digest of its files: another model in its place is another model."""
-    folder = Path(model)
-    if not folder.is_dir():
+    """Name of a model and, for files, a digest of them: another model in its place is another model."""
+    place = Path(model)
+    if not place.exists():
         return model
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return f"{folder.name} {sha256_text(' '.join(sha256_file(path) for path in files))[:16]}"
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    return f"{place.name} {sha256_text(' '.join(sha256_file(path) for path in files))[:16]}"
 
 
 def render(found: Mapping[str, Mapping[str, Any]]) -> str:

@@ -3,7 +3,8 @@
 They depend on the function alone, never on the model under attack, so they are computed once and shared.
 
 The steps are those of methods.md 7.2. For speed, the similarity of step 2 is computed in a window of tokens around the
-place instead of the whole function, and for the first few occurrences of a name instead of all.
+place instead of the whole function, and for the first few occurrences of a name instead of all; and by the encoder
+alone, since the language model's head, the widest product of all, adds nothing to an embedding.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moekd import console, numerics
-from moekd.classifier import language_model_of, length_limit
+from moekd.classifier import language_model_of, length_limit, model_inputs
 from moekd.errors import DataError, SettingsError
 from moekd.files import sha256_text, write_bytes, writing
 from moekd.rewrite import Template
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 _MOST_PIECES = 12  # of a name of several sub-tokens: more are not predicted
 _PER_PIECE = 4  # candidates of each
 _COMBINATIONS = 24  # of them that are tried
-_BUDGET = 8192  # tokens a batch
 
 
 @dataclass(frozen=True)
@@ -177,26 +177,23 @@ class Proposer:
         """Contextual embeddings of a part of each row, (part, hidden) each; equal rows and parts are read once."""
         distinct = list(dict.fromkeys((tuple(row), part) for row, part in zip(rows, inside, strict=True)))
         found: dict[tuple[tuple[int, ...], tuple[int, int]], np.ndarray] = {}
-        for batch, output in self._batches([row for row, _ in distinct]):
-            hidden = output.hidden_states[-1].double().cpu().numpy()  # (batch, tokens, hidden)
+        for batch, output in self._batches(self.model.base_model, [row for row, _ in distinct]):
+            hidden = output.hidden_states[-1]  # (batch, tokens, hidden)
             for number, states in zip(batch, hidden, strict=True):
                 start, end = distinct[number][1]
-                found[distinct[number]] = states[start:end]
+                found[distinct[number]] = states[start:end].double().cpu().numpy()
         return [found[tuple(row), part] for row, part in zip(rows, inside, strict=True)]
 
-    def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, Any]]:
-        """The model's output, with hidden states, for batches of rows of similar length."""
+    def _batches(self, model: Any, rows: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, Any]]:
+        """The output of a model, with hidden states, for batches of rows of similar length."""
         import torch
 
         tokens = Tokens.of(rows)
-        for batch in token_batches(tokens.lengths, budget=_BUDGET, limit=128):
-            ids, mask = (torch.from_numpy(array) for array in tokens.padded(batch, self.tokenizer.pad_token_id))
-            device = numerics.device()
+        budget = numerics.tokens_at_once()
+        for batch in token_batches(tokens.lengths, budget=budget, limit=budget):
+            inputs = model_inputs(tokens, batch, self.tokenizer.pad_token_id)
             with torch.inference_mode():
-                yield (
-                    batch,
-                    self.model(input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True),
-                )
+                yield batch, model(**inputs, output_hidden_states=True)
 
     def _names(
         self, places: Sequence[_Place], predicted: Mapping[int, np.ndarray], kept: Sequence[np.ndarray]
@@ -223,11 +220,11 @@ class Proposer:
         found = [0.0] * len(rows)
         if not rows:
             return found
-        for batch, output in self._batches([self._with_specials(list(row)) for row in rows]):
-            logs = torch.log_softmax(output.logits.double(), dim=-1).cpu()
-            for number, log in zip(batch, logs, strict=True):
+        for batch, output in self._batches(self.model, [self._with_specials(list(row)) for row in rows]):
+            for number, logits in zip(batch, output.logits, strict=True):
                 row = rows[number]
-                found[number] = -float(log[range(1, len(row) + 1), list(row)].mean())
+                logs = torch.log_softmax(logits[1 : len(row) + 1].double(), dim=-1)
+                found[number] = -float(logs[range(len(row)), list(row)].mean())
         return found
 
 

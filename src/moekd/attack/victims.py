@@ -11,26 +11,36 @@ since the variants of one function fill batches without padding.
 
 from __future__ import annotations
 
+import importlib
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
+from moekd import numerics
 from moekd.attack.encoding import VariantEncoder
+from moekd.attack.forward import RobertaForward
 from moekd.attack.search import UnusableAnswerError
 from moekd.errors import SettingsError
+from moekd.files import read_json
+from moekd.tokens import token_batches
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from moekd.classifier import Classifier
     from moekd.records import Scorer
+    from moekd.tokens import Tokens
 
 #: Texts -> p_vulnerable, (texts,), or probabilities of the two classes, (texts, 2).
 Victim = Callable[[Sequence[str]], np.ndarray]
 
+_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:name
 DECIMALS = 6  # of probabilities: beyond is noise
 
 
@@ -41,24 +51,21 @@ class HasSessions(Protocol):
     def session(self, text: str) -> Victim: ...
 
 
-class ClassifierVictim:
-    """A classifier that is asked for many variants of the same function.
+class TokenVictim:
+    """A model that reads token ids, asked for many variants of the same function.
 
-    Variants that are equal after the length cut are scored once, at their real lengths in batches sorted by length;
-    answers are remembered. Takes over the classifier's model: attention is switched to the fused kernel, which without
-    gradients is 3 to 5 times as fast as plain products from 256 tokens on, on a CPU as well.
+    Variants that are equal after the length cut are scored once; answers are remembered within a session.
 
     Attributes:
+        encoder: texts -> token ids.
         scored: encodings that went through the model, in all sessions.
+        lock: tokenizers are for one thread at a time.
     """
 
-    def __init__(self, classifier: Classifier, *, bf16: bool = False) -> None:
-        self.classifier = classifier
-        self.bf16 = bf16
-        self.encoder = VariantEncoder(classifier.tokenizer, classifier.max_length)
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.encoder = VariantEncoder(tokenizer, max_length)
         self.scored = 0
-        self.lock = Lock()  # tokenizers are for one thread at a time
-        use_fused_attention(classifier.model)
+        self.lock = Lock()
 
     def session(self, text: str) -> Victim:
         with self.lock:
@@ -68,20 +75,120 @@ class ClassifierVictim:
         """Return p_vulnerable, float64, (texts,), without the memory of a session."""
         return _Session(self, is_local=False)(texts)
 
-    def score(self, tokens: Any) -> np.ndarray:
+    def score(self, tokens: Tokens) -> np.ndarray:
         """Return p_vulnerable of encoded texts, float64, (texts,)."""
-        from moekd.classifier import predict
-
         with self.lock:
             self.scored += len(tokens)
-        pad_id = self.classifier.tokenizer.pad_token_id
-        return p_vulnerable(predict(self.classifier.model, tokens, pad_id=pad_id, bf16=self.bf16))
+        return p_vulnerable(self._logits(tokens))
+
+    def _logits(self, tokens: Tokens) -> np.ndarray:
+        raise NotImplementedError
+
+
+class ClassifierVictim(TokenVictim):
+    """A classifier in torch, at the real lengths of the texts in batches that fit into a core's cache.
+
+    A RoBERTa shape is computed by `forward.RobertaForward`, from a copy of its weights. Other models are taken over:
+    attention is switched to the fused kernel, which without gradients is faster than plain products, on a CPU as well.
+    """
+
+    def __init__(self, classifier: Classifier, *, bf16: bool = False) -> None:
+        super().__init__(classifier.tokenizer, classifier.max_length)
+        self.classifier = classifier
+        self.bf16 = bf16
+        self._forward = None if bf16 or not RobertaForward.fits(classifier.model) else RobertaForward(classifier.model)
+        use_fused_attention(classifier.model)
+
+    def _logits(self, tokens: Tokens) -> np.ndarray:
+        logits = np.zeros((len(tokens), self.classifier.model.config.num_labels), dtype=np.float32)
+        for rows in self._batches(tokens.lengths):
+            logits[rows] = self._logits_of_batch(tokens.take(rows))
+        return logits
+
+    def _batches(self, lengths: np.ndarray) -> Iterator[np.ndarray]:
+        """Row numbers of batches; of one length where the model would pad."""
+        budget = numerics.tokens_at_once()
+        if self._forward is not None:
+            yield from token_batches(lengths, budget=budget, limit=budget)
+            return
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            yield from (rows[part] for part in token_batches(lengths[rows], budget=budget, limit=budget))
+
+    def _logits_of_batch(self, tokens: Tokens) -> np.ndarray:
+        from moekd.classifier import predict
+
+        found = None
+        if self._forward is not None:
+            found = self._forward.logits(np.split(tokens.flat, tokens.offsets[1:-1]))
+        if found is None:
+            pad_id = self.classifier.tokenizer.pad_token_id
+            found = predict(self.classifier.model, tokens, pad_id=pad_id, bf16=self.bf16)
+        return found
+
+
+class OnnxVictim(TokenVictim):
+    """An ONNX file with `tokenizer.json` beside it, such as `moekd export` writes.
+
+    The graph takes `input_ids` and, where it wants them, `attention_mask` and `token_type_ids`; its first output is
+    the logits of the two classes. Each row is run alone, which makes its answer a function of the text (dynamic int8
+    takes its scales from the batch) and costs nothing: onnxruntime gains nothing from batches on a CPU. The
+    calibration in `model.json` is left out: attacks are judged by the student's own decision, at 1/2.
+
+    Attributes:
+        path: of the graph.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+        from tokenizers import Tokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer_file = path.with_name("tokenizer.json")
+        if not tokenizer_file.is_file():
+            raise SettingsError(f"{path}: wanted its tokenizer beside it, but there is no {tokenizer_file.name}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors only
+        try:
+            self._runtime = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        except Exception as error:  # neither library's exceptions have a base of their own
+            raise SettingsError(f"{path} or its tokenizer could not be loaded: {str(error).splitlines()[0]}") from error
+        self._inputs = {one.name for one in self._runtime.get_inputs()}
+        if not {"input_ids"} <= self._inputs <= {"input_ids", "attention_mask", "token_type_ids"}:
+            wanted = "wanted input_ids and perhaps attention_mask and token_type_ids"
+            raise SettingsError(f"{path} takes {', '.join(sorted(self._inputs))}: {wanted}")
+        self.path = path
+        max_length = _max_tokens(path, tokenizer)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        super().__init__(PreTrainedTokenizerFast(tokenizer_object=tokenizer), max_length)
+
+    def _logits(self, tokens: Tokens) -> np.ndarray:
+        return np.concatenate([self._run(tokens.flat[start:end]) for start, end in pairwise(tokens.offsets)])
+
+    def _run(self, row: np.ndarray) -> np.ndarray:
+        ids = row.astype(np.int64)[None]
+        given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        logits = self._runtime.run(None, {name: given[name] for name in self._inputs})[0]
+        if logits.shape != (1, 2):
+            raise UnusableAnswerError(f"{self.path.name} gave an array {logits.shape} for 1 text of 2 classes")
+        return logits
+
+
+def _max_tokens(path: Path, tokenizer: Any) -> int:
+    """Tokens read of a text: as `model.json` beside the graph has it, else as the tokenizer cuts, else 512."""
+    try:
+        return int(read_json(path.with_name("model.json"))["max_tokens"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return int((tokenizer.truncation or {}).get("max_length", 512))
 
 
 class _Session:
     """The variants of one function: what was answered, and whether they may be encoded word by word."""
 
-    def __init__(self, victim: ClassifierVictim, *, is_local: bool) -> None:
+    def __init__(self, victim: TokenVictim, *, is_local: bool) -> None:
         self.victim = victim
         self.is_local = is_local
         self._answers: dict[bytes, float] = {}
@@ -126,20 +233,26 @@ def p_vulnerable(logits: np.ndarray) -> np.ndarray:
 
 
 def load_victim(place: str | Path, *, bf16: bool = False) -> Victim:
-    """Load what can be attacked: the folder of a classifier, of a mixture, or of the bag of tokens, or a hub name.
+    """Load what can be attacked.
 
+    Args:
+        place: the folder of a classifier, of a mixture, of the bag of tokens or of an export; an ONNX file with its
+            `tokenizer.json` beside it; `package.module:name` of a callable, texts -> probabilities; or a hub name.
+        bf16: of classifiers.
     Raises:
-        SettingsError: it is none of these; an ONNX file is not supported yet.
+        SettingsError: it is none of these, or cannot be loaded.
         DataError: a saved mixture is damaged.
     """
     path = Path(place)
+    if _CALLABLE.fullmatch(str(place)) and not path.exists():
+        return _load_callable(str(place))
     for recognised, load in _LOADERS:
         if recognised(path):
             return load(path, bf16)
     if path.exists():
         raise SettingsError(
             f"{path} is no model that can be attacked: wanted a folder with config.json (a classifier), moe.json "
-            "(a mixture) or bag-of-tokens.npz"
+            "(a mixture), bag-of-tokens.npz or model.onnx, or an ONNX file"
         )
     return _load_classifier(place, bf16)
 
@@ -173,13 +286,29 @@ def _load_bag_of_tokens(path: Path, bf16: bool) -> Victim:
     return ScorerVictim(BagOfTokens.load(path))
 
 
-def _refuse_onnx(path: Path, bf16: bool) -> Victim:
-    raise SettingsError(f"{path}: ONNX files cannot be attacked yet; give the folder of the model it was made from")
+def _load_onnx(path: Path, bf16: bool) -> Victim:
+    return OnnxVictim(path if path.is_file() else path / "model.onnx")
+
+
+def _load_callable(name: str) -> Victim:
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"the victim {name!r} could not be imported: {error}") from error
+    if not callable(found):
+        raise SettingsError(f"the victim {name!r} is no callable: wanted texts -> probabilities")
+    return cast("Victim", found)
+
+
+def _is_export(path: Path) -> bool:
+    return (path / "model.onnx").is_file() and not (path / "model.safetensors").is_file()
 
 
 #: How each kind of saved model is told, and how it is loaded; the first that fits counts.
 _LOADERS: tuple[tuple[Callable[[Path], bool], Callable[[Path, bool], Victim]], ...] = (
-    (lambda path: path.suffix == ".onnx", _refuse_onnx),
+    (lambda path: path.is_file() and path.suffix == ".onnx", _load_onnx),
+    (_is_export, _load_onnx),
     (lambda path: (path / "moe.json").is_file(), _load_mixture),
     (lambda path: (path / "bag-of-tokens.npz").is_file(), _load_bag_of_tokens),
     (lambda path: (path / "config.json").is_file(), _load_classifier),

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moekd.data.cwe import UNKNOWN
 from moekd.distill.group_head import GroupHead
 from moekd.errors import DataError, SettingsError
 from moekd.export.calibration import Calibration, calibrate, labels_of, probabilities, thresholds
 from moekd.export.graph import graph_of
 from moekd.files import sha256_file, sha256_text, write_bytes, write_json
-from moekd.partition import UNKNOWN
 from moekd.scan.model import (
     FACTS_FILE,
     FILES,

@@ -1,6 +1,7 @@
 """All numbers of a run in one file, `results.json`.
 
-It holds `schema`, `provenance`, `rows`, `comparisons` and `over_seeds`. A row is one number:
+It holds `schema`, `provenance`, `rows`, `comparisons`, `over_seeds` and, where models were attacked, `over_settings`,
+`validity` and `transfer` (report/attacks.py). A row is one number:
 data, split, seed, system, student, part, metric, value, low, high, n; what does not apply is null. `part` is
 
     valid, test                      all functions of that part (router: vulnerable ones whose group is known)
@@ -28,6 +29,7 @@ import numpy as np
 from moekd import console, evaluate, partition
 from moekd.errors import DataError
 from moekd.files import write_bytes, write_json
+from moekd.report.attacks import over_settings, transferred, validity
 from moekd.report.tables import ROUTER, render_markdown
 from moekd.scorer import aligned, load_scores
 from moekd.steps import commit, package_versions, read_manifest
@@ -112,6 +114,10 @@ class _Judged:
         return self.manifest["variant"].get("seed")
 
     @property
+    def about(self) -> dict[str, Any]:
+        return {"system": self.system, "student": self.student, "seed": self.seed}
+
+    @property
     def cost(self) -> dict[str, float]:
         return self.manifest["facts"].get("rows", {})
 
@@ -193,6 +199,12 @@ def results(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path) -
             ),
         },
     }
+    if any(step.attacked for step in steps):
+        found |= {
+            "over_settings": over_settings(rows, COMPARISONS),
+            "validity": [row for step in steps if step.attacked for row in validity(step.about, step.attacks())],
+            "transfer": transferred([step.folder for step in steps if step.manifest["stage"] == "transfer"]),
+        }
     write_json(folder / RESULTS_FILE, found)
     write_bytes(folder / TABLE_FILE, render_markdown(found).encode())
     return {"results": RESULTS_FILE, "table": TABLE_FILE, "numbers": len(rows)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moekd.files import read_json
+from moekd.report.attacks import over_settings_table, transfer_tables, validity_table
 from moekd.report.detection import render_detection
 
 if TYPE_CHECKING:
@@ -148,6 +149,9 @@ def _sections(table: _Numbers) -> list[str]:
         _comparison_section(table),
         _attack_section(table),
         _attack_comparison_section(table),
+        _over_settings_section(table),
+        _transfer_section(table),
+        _validity_section(table),
         _cost_section(table),
     ]
 
@@ -275,6 +279,33 @@ def _attack_comparison_section(table: _Numbers) -> str:
     head = ["attack", "first − second", "student", "ASR (B)", "relative reduction", "p (McNemar)"]
     note = "Negative differences and positive reductions: the first is fooled less often. p is not corrected."
     return _section("Paired comparisons under attack", table, head, rows, note) if rows else ""
+
+
+def _over_settings_section(table: _Numbers) -> str:
+    head, rows = over_settings_table(table.results.get("over_settings", []))
+    note = (
+        "A setting is an attack, a student's shape and a training seed. Negative differences and deltas: the first is "
+        "fooled less often. Wilcoxon's signed-rank test needs six settings to reach p < 0.05; Holm's correction is for "
+        "the number of pairs."
+    )
+    return _section("Under attack, over all settings", table, head, rows, note) if rows else ""
+
+
+def _transfer_section(table: _Numbers) -> str:
+    note = (
+        "Share of the adversarial functions that fooled one model and fool another one, too, among those whose "
+        "originals it classifies correctly (their number). Each row's own attack makes the functions."
+    )
+    return "\n".join(
+        _section(f"Transfer of adversarial functions, {attack}", table, head, rows, note)
+        for attack, head, rows in transfer_tables(table.results.get("transfer", []))
+    )
+
+
+def _validity_section(table: _Numbers) -> str:
+    head, rows = validity_table(table.results.get("validity", []))
+    note = "Functions by outcome, and renamings that would have been used but failed the check, by reason."
+    return _section("Validity of the attacks", table, head, rows, note) if rows else ""
 
 
 def _attack_parts(table: _Numbers) -> list[str]:
