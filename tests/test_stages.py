@@ -26,7 +26,7 @@ from moekd.distill.objective import Objective
 from moekd.errors import SettingsError
 from moekd.files import read_json
 from moekd.mixture import Mixture, load_table
-from moekd.records import PARTS, Scores
+from moekd.records import LABELS, PARTS, Scores
 from moekd.scorer import aligned, load_scores, save_scores
 from moekd.steps import Step, key_of, read_manifest, run_steps
 from moekd.tokens import Tokens
@@ -338,7 +338,7 @@ def test_targets_are_found_by_id(full, tmp_path):
     logits = torch.zeros(1, 2)
     losses = []
     for folder in (folders["mixture[mixture, top-k, seed 0]"], tmp_path):
-        taught = lessons.plain({"targets": folder}, samples, Tokens.of([]), full[0].distill, 1)
+        taught = lessons.plain({"targets": folder}, samples, Tokens.of([]), LABELS, full[0].distill, 1)
         loss = Objective(full[0].distill, taught.labels, taught.teacher)
         losses.append([float(loss(logits, np.array([row]))) for row in range(len(samples))])
     assert losses[0] == losses[1]
