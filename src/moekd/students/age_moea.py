@@ -2,7 +2,7 @@
 
 It estimates the curve that the front lies on, sum of f ** p = 1, and prefers points that are close to the ideal and far
 from each other as measured along it. Ours, because pymoo 0.6.2 runs its own only with numba: 208 MB more to install
-for these lines, and fronts of the same hypervolume (`benchmarks/search.py`).
+for these lines, and no better fronts in the seeds that were tried (docs/experiments.md).
 Source: Panichella 2019, "An adaptive evolutionary algorithm based on non-Euclidean geometry for many-objective
 optimization", GECCO.
 """
