@@ -84,6 +84,15 @@ def labelled(tmp_path_factory):
     return path
 
 
+@pytest.fixture(autouse=True)
+def loud():
+    """A test that runs a command with --quiet must not silence the next one."""
+    from moekd import console
+
+    yield
+    console.set_quiet(False)
+
+
 @pytest.fixture(scope="session")
 def exported(student, labelled, tmp_path_factory):
     """Folder of that student as `moekd scan` loads it."""

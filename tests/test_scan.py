@@ -131,7 +131,7 @@ def test_half_written_code_is_scanned(scan, project):
 
 def test_a_source_on_stdin(project, exported):
     """As an editor or a hook hands it over; it is called what it is told to be called."""
-    command = [sys.executable, "-m", "moekd.cli", "scan", "-", "--top", "1", "--model", str(exported), "--no-cache"]
+    command = [sys.executable, "-m", "moekd", "scan", "-", "--top", "1", "--model", str(exported), "--no-cache"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run(
         [*command, "--stdin-filename", "src/x.c", "--format", "json", "--explain"],
@@ -341,7 +341,7 @@ def test_a_second_scan_does_no_model_work(scan, project, monkeypatch):
     def never(self, text):
         raise AssertionError("the model was asked")
 
-    monkeypatch.setattr(ScanModel, "margin", never)
+    monkeypatch.setattr(ScanModel, "answer", never)
     second = scan("src", "--top", "15")
     assert second["counts"]["from_cache"] == 15
     assert second["findings"] == first["findings"]
@@ -404,7 +404,7 @@ def test_ctrl_c_ends_the_scan_and_its_workers(project, exported, functions):
         (project / "src" / f"big{number}.c").write_text(
             "\n".join(one.func.replace("(", f"_{number}(", 1) for one in functions)
         )
-    command = [sys.executable, "-m", "moekd.cli", "scan", "src", "--model", str(exported), "--workers", "2"]
+    command = [sys.executable, "-m", "moekd", "scan", "src", "--model", str(exported), "--workers", "2"]
     scan = subprocess.Popen(
         [*command, "--no-cache"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -417,7 +417,7 @@ def test_ctrl_c_ends_the_scan_and_its_workers(project, exported, functions):
     assert scan.poll() is None, "it must still be at work for this test to tell anything"
     os.killpg(scan.pid, signal.SIGINT)
     _, said = scan.communicate(timeout=120)
-    assert scan.returncode == 130
+    assert scan.returncode == 130, said
     assert said == "moekd: interrupted; the same command continues from here\n"
     assert is_gone(scan.pid)
 

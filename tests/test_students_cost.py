@@ -43,13 +43,13 @@ def test_matrix_work_is_that_of_the_built_model():
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_shipped_bytes_are_not_below_the_files(precision):
     """Graph and tokenizer as exported: the estimate is the files' size or up to a tenth more."""
-    from moekd import export
+    from moekd.export.graph import graph_of
 
     model = build_student(SMALL, vocabulary_of(SMALL.vocabulary), seed=0, dropout=0.0).eval()
     classifier = Classifier(model, vocabulary_of(SMALL.vocabulary), SMALL.max_length)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter
-        written = len(export._graph(classifier, precision))
+        written = len(graph_of(classifier, precision))
     cost, tokenizer = cost_of(SMALL, length=64), 30 * SMALL.vocabulary
     estimate = (cost.fp32_bytes if precision == "float32" else cost.int8_bytes) - tokenizer
     assert written <= estimate <= 1.1 * written

@@ -17,6 +17,7 @@ from moekd.classifier import Classifier, build, place_of, roberta
 from moekd.config import Encoder
 from moekd.errors import SettingsError
 from moekd.experts.training import _start_from
+from moekd.export.graph import graph_of
 from moekd.records import LABELS
 from moekd.students.shapes import SHAPES, build_student
 from moekd.wide import NGramTable, ngram_buckets, widened
@@ -119,6 +120,25 @@ def test_starting_from_a_wide_teacher(tokenizer, tmp_path, whole):
     assert bool(started.ngrams.weight.any()) == whole
     for name, weight in teacher.base_model.state_dict().items():
         assert torch.equal(weight, started.base_model.state_dict()[name])
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_exported_within_three_megabytes(tmp_path, precision):
+    """The graph of `wide-3mb` hashes and sorts as torch does: same logits, and the files stay under 3,000,000 bytes."""
+    import onnxruntime
+
+    tokenizer = AutoTokenizer.from_pretrained(place_of("moekd-mini-student"))
+    model = build_student(SHAPES["wide-3mb"], tokenizer, seed=0, dropout=0.0).eval()
+    torch.nn.init.normal_(model.ngrams.weight, generator=torch.Generator().manual_seed(0))
+    classifier = Classifier(model, tokenizer, 384)
+    graph = graph_of(classifier, precision)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    for text in ("int f(void) { return 1; }", "void g(char *p, int n) { for (;;) free(p); }" * 12):
+        ids = np.array([tokenizer(text)["input_ids"]], dtype=np.int64)
+        (found,) = session.run(["logits"], {"input_ids": ids})
+        np.testing.assert_allclose(found, classifier.logits([text]), atol=1e-5 if precision == "float32" else 0.3)
+    tokenizer_bytes = len(tokenizer.backend_tokenizer.to_str(pretty=False).encode())
+    assert len(graph) + tokenizer_bytes < 2_990_000  # and model.json
 
 
 def test_the_table_learns(tokenizer):

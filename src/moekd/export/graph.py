@@ -107,11 +107,12 @@ def _answers(model: Any, head: GroupHead | None) -> Any:
 def _with_fused_attention(model: Any) -> Any:
     """A copy of the model whose attention is one operator; an architecture that we do not know stays as it is."""
     changed = copy.deepcopy(model)
-    if changed.config.model_type == "modernbert" and set(changed.config.layer_types) == {"full_attention"}:
+    architecture = changed.config.model_type.removeprefix("moekd-wide-")  # a table of n-grams has no attention
+    if architecture == "modernbert" and set(changed.config.layer_types) == {"full_attention"}:
         cos, sin = _rotations(changed)
         for layer in changed.model.layers:
             layer.attn = _rotary_attention(layer.attn, cos, sin, changed.config.num_attention_heads)
-    elif changed.config.model_type == "roberta":
+    elif architecture == "roberta":
         for layer in changed.roberta.encoder.layer:
             layer.attention.self = _plain_attention(layer.attention.self)
     return changed

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from moekd.students.shapes import Shape
 
 # Measured on our exports, rounded up: bytes of an ONNX graph without its weights, at start and for each layer.
-_GRAPH_BYTES = {"float32": (10_000, 9_500), "int8": (15_500, 22_500)}
+_GRAPH_BYTES = {"float32": (13_500, 3_700), "int8": (18_500, 15_000)}
 _TOKENIZER_BYTES = 30  # for each vocabulary entry of the shipped tokenizer, rounded up
 
 
@@ -73,7 +73,7 @@ def matrix_parameters(shape: Shape) -> int:
     """Parameters in matrices and tables, which int8 stores in one byte each; the rest are biases and norms."""
     h, i = shape.hidden, shape.intermediate
     learned_positions = shape.positions + 1 if shape.architecture == "roberta" else 0  # and one token type
-    tables = (shape.vocabulary + learned_positions) * h
+    tables = (shape.vocabulary + learned_positions) * h + shape.ngram_buckets
     return tables + shape.layers * (4 * h * h + _feed_forward_matrices(shape) * h * i) + h * h + 2 * h
 
 
@@ -110,4 +110,6 @@ def reference_flops(layers: Any, hidden: Any, intermediate: Any, vocabulary: Any
 
 def _beside_weights(shape: Shape, precision: str) -> int:
     start, each = _GRAPH_BYTES[precision]
-    return start + shape.layers * each + shape.vocabulary * _TOKENIZER_BYTES
+    # The graph of a ModernBERT holds the cosines and sines of every position, half a head's width each.
+    angles = 4 * shape.positions * shape.hidden // shape.heads if shape.architecture == "modernbert" else 0
+    return start + shape.layers * each + angles + shape.vocabulary * _TOKENIZER_BYTES

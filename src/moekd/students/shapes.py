@@ -180,7 +180,7 @@ SHAPES: dict[str, Shape] = {
     # (methods.md 9, arXiv:2508.15423).
     "transformer-7m": _transformer(5000, layers=6, hidden=256, intermediate=1280),
     "transformer-1.5m": _transformer(2000, layers=4, hidden=160, intermediate=512),
-    "transformer-0.75m": _transformer(1500, layers=3, hidden=128, intermediate=352),
+    "transformer-0.75m": _transformer(1500, layers=3, hidden=128, intermediate=346),
     "bigru-7m": _bigru(5000, layers=3, hidden=332),
     "bigru-1.5m": _bigru(2000, layers=2, hidden=192),
     "bigru-0.75m": _bigru(1500, layers=2, hidden=132),
