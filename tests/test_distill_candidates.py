@@ -9,6 +9,7 @@ import pytest
 from micro import settings
 
 from moekd import cli, stages
+from moekd.cli import models
 from moekd.config import MoekdSettings
 from moekd.data import load_parts
 from moekd.data.embedded import generate
@@ -100,7 +101,7 @@ def test_a_search_from_a_config_to_its_pick(tmp_path, capsys, monkeypatch):
         partition={"min_samples": 2},
         search={"points": 10, "epochs": 1, "workers": 2},
     )
-    monkeypatch.setattr(cli, "_settings", lambda config, overrides: chosen)
+    monkeypatch.setattr(models, "load_settings", lambda config, overrides: chosen)
     arguments = [
         "search",
         "avatar",

@@ -56,7 +56,7 @@ def talk(exported, tmp_path, monkeypatch):
         client = Client()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         options = ["--model", str(exported), "--max-alarms-per-kloc", "1e9", "--no-cache"]
-        await client.start_io(sys.executable, "-m", "moekd.cli", "lsp", *options, env=environment)
+        await client.start_io(sys.executable, "-m", "moekd", "lsp", *options, env=environment)
         await asyncio.wait_for(
             client.initialize_async(types.InitializeParams(capabilities=types.ClientCapabilities())), SECONDS
         )

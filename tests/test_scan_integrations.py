@@ -20,7 +20,7 @@ def shell(tmp_path, exported, monkeypatch):
     """Run a shell script in a project where `moekd` is on the PATH and the model is named in moekd.toml."""
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "moekd"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m moekd.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m moekd "$@"\n')
     program.chmod(0o755)
     project = tmp_path / "project; touch pwned"
     project.mkdir()
