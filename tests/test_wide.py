@@ -52,14 +52,14 @@ def test_buckets_are_those_of_the_definition(texts):
 
 
 def test_logits_by_hand():
-    """Each distinct bucket counts once; the sum is divided by the square root of their number and multiplied by 8."""
+    """Each distinct bucket counts once; the sum is divided by the square root of their number and multiplied by 16."""
     table = NGramTable(_BUCKETS, classes=3)
     with torch.no_grad():
         table.weight.copy_(torch.arange(_BUCKETS * 2, dtype=torch.float32).reshape(_BUCKETS, 2) / 100)
     ids = [7, 7, 7]  # one single token, one pair, one triple
     distinct = sorted(set(slow_buckets(ids, _BUCKETS)))
     assert len(distinct) == 3
-    expected = [0.0, *(8 / math.sqrt(3) * sum((2 * bucket + c) / 100 for bucket in distinct) for c in (0, 1))]
+    expected = [0.0, *(16 / math.sqrt(3) * sum((2 * bucket + c) / 100 for bucket in distinct) for c in (0, 1))]
     np.testing.assert_allclose(table(torch.tensor([ids])).detach()[0], expected, rtol=1e-6)
 
 
@@ -136,7 +136,7 @@ def test_exported_within_three_megabytes(tmp_path, precision):
     for text in ("int f(void) { return 1; }", "void g(char *p, int n) { for (;;) free(p); }" * 12):
         ids = np.array([tokenizer(text)["input_ids"]], dtype=np.int64)
         (found,) = session.run(["logits"], {"input_ids": ids})
-        np.testing.assert_allclose(found, classifier.logits([text]), atol=1e-5 if precision == "float32" else 0.3)
+        np.testing.assert_allclose(found, classifier.logits([text]), atol=1e-5 if precision == "float32" else 0.6)
     tokenizer_bytes = len(tokenizer.backend_tokenizer.to_str(pretty=False).encode())
     assert len(graph) + tokenizer_bytes < 2_990_000  # and model.json
 
