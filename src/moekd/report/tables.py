@@ -85,6 +85,8 @@ def _pretraining_section(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
             f"masked_accuracy_{model}" for model in ("model", "unigram", "trigram", "both_neighbours")
         ]
         shape = f"{settings['encoder.layers']} x {settings['encoder.hidden']}"
+        if settings.get("encoder.name", "random") != "random":
+            shape += f", from {settings['encoder.name']}"
         cells = [name, f"{settings.get('pretrain.architecture', 'roberta')}, {shape}", settings["pretrain.objective"]]
         cells += [f"{facts['history']['tokens'] / 1e6:.1f} M", f"{facts['tokens_per_second']:,.0f}"]
         cells += [f"{held_out[measure]:.3f}" for measure in measures]
