@@ -16,6 +16,7 @@ from moekd.errors import DataError
 from moekd.files import read_json, write_json
 from moekd.records import Sample
 from moekd.report import render_markdown, render_results_doc, results
+from moekd.report.tables import short_commit
 from moekd.scorer import save_scores, scores_of
 
 GROUPS = ("CWE-664", "other", "unknown")
@@ -430,9 +431,16 @@ def test_the_published_tables_are_made_from_the_published_files():
     """docs/results.md says nothing that docs/results/*.json does not."""
     docs = Path(__file__).parent.parent / "docs"
     runs = ("embedded", "bigvul-small", "bigvul", "combined", "bigvul-moekd-mini")
-    encoders = ("moekd-mini-first", "moekd-mini-student", "student-replaced", "roberta-masked", "roberta-replaced")
+    encoders = ("moekd-mini-first", "moekd-mini", "moekd-mini-student")
+    encoders += ("student-replaced", "roberta-masked", "roberta-replaced")
     made = render_results_doc([docs / "results" / f"{name}.json" for name in (*runs, *encoders)])
     assert made == (docs / "results.md").read_text(encoding="utf-8")
+
+
+def test_a_commit_with_changed_files_is_told():
+    assert short_commit("0123456789abcdef") == "0123456789ab"
+    assert short_commit("0123456789abcdef-dirty") == "0123456789ab (changed)"
+    assert short_commit(None) == "unknown"
 
 
 def test_pretraining_runs_have_a_section(tmp_path):

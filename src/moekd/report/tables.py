@@ -73,6 +73,13 @@ def render_results_doc(paths: Sequence[Path]) -> str:
     return "\n".join([header, *(f"#{section}" for section in sections)])
 
 
+def short_commit(commit: str | None) -> str:
+    """Twelve digits, and whether files had been changed since."""
+    if commit is None:
+        return "unknown"
+    return commit[:12] + (" (changed)" if commit.endswith("-dirty") else "")
+
+
 def _pretraining_section(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """One row for each pre-training run, from its manifest."""
     head = ["run", "shape", "objective", "tokens", "tokens/s", "loss, nats", "accuracy", "unigram", "trigram"]
@@ -91,7 +98,7 @@ def _pretraining_section(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         cells += [f"{facts['history']['tokens'] / 1e6:.1f} M", f"{facts['tokens_per_second']:,.0f}"]
         cells += [f"{held_out[measure]:.3f}" for measure in measures]
         cells += [f"{held_out['detection_auroc']:.3f}" if "detection_auroc" in held_out else "–"]
-        rows.append([*cells, (manifest["commit"] or "unknown")[:12]])
+        rows.append([*cells, short_commit(manifest["commit"])])
     note = (
         "Measured on masked tokens of held-out files; the n-gram models guess the most frequent token after two others "
         "(trigram) or between its neighbours. Loss curves are in the result files. Tokens a second were taken beside "
@@ -132,9 +139,7 @@ class _Numbers:
     def source(self) -> str:
         """What a table's numbers were made from, in one line."""
         made = self.results["provenance"]
-        commit = (made["commit"] or "unknown")[:12]
-        if (made["commit"] or "").endswith("-dirty"):
-            commit += " (changed)"
+        commit = short_commit(made["commit"])
         seeds = ", ".join(str(seed) for seed in made["seeds"])
         digest = made["data"]["file_digests"].get("samples.parquet", made["data"]["key"])[:12]
         return f"*commit {commit}; seeds {seeds}; data {digest}*"
