@@ -194,6 +194,20 @@ def _set_dropout(config: Any, dropout: float) -> None:
             setattr(config, field, 0.0 if "att" in field else dropout)
 
 
+def _vocabulary_and_labels(tokenizer: Any, labels: Sequence[str]) -> dict[str, Any]:
+    """What the configuration of every classifier of ours says alike."""
+    names = dict(enumerate(labels))
+    return {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "id2label": names,
+        "label2id": {name: index for index, name in names.items()},
+        "problem_type": "single_label_classification",
+    }
+
+
 def sizes_of(place: Any) -> dict[str, Any]:
     """The sizes of settings, a shape or a configuration, as `roberta` and `modernbert` take them."""
     return {name: getattr(place, name) for name in ("layers", "hidden", "heads", "intermediate")}
@@ -225,9 +239,7 @@ def roberta_config(
     """The `transformers.RobertaConfig` of all our encoders and students."""
     from transformers import RobertaConfig
 
-    names = dict(enumerate(labels))
     return RobertaConfig(
-        vocab_size=len(tokenizer),
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -238,12 +250,7 @@ def roberta_config(
         max_position_embeddings=max_length + tokenizer.pad_token_id + 1,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        id2label=names,
-        label2id={name: index for index, name in names.items()},
-        problem_type="single_label_classification",
+        **_vocabulary_and_labels(tokenizer, labels),
     )
 
 
@@ -272,9 +279,7 @@ def modernbert_config(
     """
     from transformers import ModernBertConfig
 
-    names = dict(enumerate(labels))
     return ModernBertConfig(
-        vocab_size=len(tokenizer),
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -282,19 +287,14 @@ def modernbert_config(
         max_position_embeddings=max_length,
         local_attention=local_window or max_length,
         global_attn_every_n_layers=2 if local_window else 1,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
         cls_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
         sep_token_id=tokenizer.eos_token_id,
         attention_dropout=0.0,
         embedding_dropout=dropout,
         mlp_dropout=dropout,
         classifier_dropout=dropout,
         classifier_pooling="mean",
-        id2label=names,
-        label2id={name: index for index, name in names.items()},
-        problem_type="single_label_classification",
+        **_vocabulary_and_labels(tokenizer, labels),
     )
 
 
@@ -304,19 +304,12 @@ def bigru(
     """A bidirectional GRU classifier from random weights; `hidden` is the width of one direction."""
     from moekd.bigru import BiGruConfig, BiGruForSequenceClassification
 
-    names = dict(enumerate(labels))
     config = BiGruConfig(
-        vocab_size=len(tokenizer),
         hidden_size=hidden,
         num_hidden_layers=layers,
         max_position_embeddings=max_length,
         hidden_dropout_prob=dropout,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        id2label=names,
-        label2id={name: index for index, name in names.items()},
-        problem_type="single_label_classification",
+        **_vocabulary_and_labels(tokenizer, labels),
     )
     return BiGruForSequenceClassification(config)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -51,7 +52,7 @@ class HasSessions(Protocol):
     def session(self, text: str) -> Victim: ...
 
 
-class TokenVictim:
+class TokenVictim(ABC):
     """A model that reads token ids, asked for many variants of the same function.
 
     Variants that are equal after the length cut are scored once; answers are remembered within a session.
@@ -81,8 +82,9 @@ class TokenVictim:
             self.scored += len(tokens)
         return p_vulnerable(self._logits(tokens))
 
+    @abstractmethod
     def _logits(self, tokens: Tokens) -> np.ndarray:
-        raise NotImplementedError
+        """Return logits of encoded texts, (texts, 2)."""
 
 
 class ClassifierVictim(TokenVictim):
