@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertConfig
 
 from moekd.classifier import Classifier, build, place_of, roberta
-from moekd.config import Encoder
+from moekd.config import Encoder, Training
 from moekd.errors import SettingsError
 from moekd.experts.training import _start_from
 from moekd.export.graph import graph_of
 from moekd.records import LABELS
 from moekd.students.shapes import SHAPES, build_student
+from moekd.training import make_optimizer
 from moekd.wide import NGramTable, ngram_buckets, widened
 
 _BUCKETS = 64
@@ -122,13 +123,15 @@ def test_starting_from_a_wide_teacher(tokenizer, tmp_path, whole):
         assert torch.equal(weight, started.base_model.state_dict()[name])
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_exported_within_three_megabytes(tmp_path, precision):
-    """The graph of `wide-3mb` hashes and sorts as torch does: same logits, and the files stay under 3,000,000 bytes."""
+@pytest.mark.parametrize(
+    ("shape", "precision"), [("wide-3mb", "float32"), ("wide-3mb", "int8"), ("wide-3mb-int8", "int8")]
+)
+def test_exported_within_three_megabytes(tmp_path, shape, precision):
+    """Graphs of wide shapes hash and sort as torch does: same logits, and the files stay under 3,000,000 bytes."""
     import onnxruntime
 
     tokenizer = AutoTokenizer.from_pretrained(place_of("moekd-mini-student"))
-    model = build_student(SHAPES["wide-3mb"], tokenizer, seed=0, dropout=0.0).eval()
+    model = build_student(SHAPES[shape], tokenizer, seed=0, dropout=0.0).eval()
     torch.nn.init.normal_(model.ngrams.weight, generator=torch.Generator().manual_seed(0))
     classifier = Classifier(model, tokenizer, 384)
     graph = graph_of(classifier, precision)
@@ -155,6 +158,19 @@ def test_the_table_learns(tokenizer):
         optimizer.step()
         model.zero_grad()
     assert float(loss.detach()) < 0.1
+
+
+def test_the_table_has_a_rate_of_its_own(tokenizer):
+    """The optimiser moves the table at `ngram_learning_rate` and all else at `learning_rate`, each parameter once."""
+    model = roberta(
+        tokenizer=tokenizer, max_length=32, layers=1, hidden=8, heads=1, intermediate=8, dropout=0.0,
+        ngram_buckets=2**12,
+    )  # fmt: skip
+    groups = make_optimizer(model, Training(learning_rate=1e-4, ngram_learning_rate=3e-3)).param_groups
+    rates = {id(parameter): group["peak"] for group in groups for parameter in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(rates) == len(list(model.parameters()))
+    assert rates.pop(id(model.ngrams.weight)) == 3e-3
+    assert set(rates.values()) == {1e-4}
 
 
 def test_other_architectures_are_refused():

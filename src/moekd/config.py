@@ -118,6 +118,7 @@ class Training(Settings):
 
     epochs: int = Field(5, ge=1)
     learning_rate: float = Field(2e-5, gt=0)  # AdamW, peak
+    ngram_learning_rate: float = Added(2e-3, gt=0)  # peak, of an n-gram table beside the encoder
     # After warm-up: to zero linearly, along a cosine, or at the peak until the last fifth and then linearly.
     schedule: Literal["linear", "one-cycle", "trapezoid"] = "linear"
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps

@@ -130,7 +130,7 @@ def fit(model: Any, task: Task, settings: Training, *, pad_id: int, seed: int, f
                 rows = batches[position.batch]
                 progress = (position.epoch + position.batch / len(batches)) / settings.epochs
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate * learning_rate_factor(
+                    group["lr"] = group["peak"] * learning_rate_factor(
                         max(progress, 0.5 / (len(batches) * settings.epochs)),  # the first step is a step, too
                         warmup=settings.warmup,
                         schedule=settings.schedule,
@@ -191,18 +191,24 @@ def freeze_biases(model: Any) -> None:
 
 
 def make_optimizer(model: Any, settings: Training) -> torch.optim.AdamW:
-    """AdamW over every parameter; biases and norms without weight decay.
+    """AdamW over every parameter; biases and norms without weight decay, n-gram tables at a rate of their own.
 
     The references leave biases and norms out of the optimiser altogether (methods.md 1.10 d); they are trained here.
     """
     import torch
 
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
+    from moekd.wide import NGramTable
+
+    tables = [module.weight for module in model.modules() if isinstance(module, NGramTable)]
+    in_tables = set(map(id, tables))
+    others = [p for p in model.parameters() if id(p) not in in_tables]
+    rate, decay = settings.learning_rate, settings.weight_decay
     groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim >= 2], "peak": rate, "weight_decay": decay},
+        {"params": [p for p in others if p.ndim < 2], "peak": rate, "weight_decay": 0.0},
     ]
+    if tables:
+        groups.append({"params": tables, "peak": settings.ngram_learning_rate, "weight_decay": decay})
     return torch.optim.AdamW(groups, lr=settings.learning_rate, eps=1e-8, fused=True)
 
 

@@ -32,9 +32,8 @@ ORDERS = (1, 2, 3)  # tokens of an n-gram
 _PRIME = 2**31 - 1
 _FACTORS = (1_103_515_245, 1_640_531_527, 1_013_904_223)
 _OFFSET = 374_761_393  # times the order, so that a pair is not taken for a single token
-# Of the table's logits. Adam moves a weight by about the learning rate a step whatever its gradient; with this factor
-# the table is trained after one to three epochs at the rates of encoders and students, 1e-4 to 1e-3. Saved models are
-# read with it, too: another factor would be another model type.
+# Of the table's logits, so that its weights stay as small as others of the model. Saved models are read with it, too:
+# another factor would be another model type.
 _SCALE = 16.0
 
 

@@ -187,9 +187,11 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-# The same student, but pre-trained on C and C++ first, with the tokenizer of that; and with an n-gram table beside it.
+# The same student, but pre-trained on C and C++ first, with the tokenizer of that; with an n-gram table beside it; and
+# with the table that fits once the encoder is exported to int8.
 SHAPES["rotary-3mb-pretrained"] = replace(SHAPES["rotary-3mb"], start="moekd-mini-student")
 SHAPES["wide-3mb"] = replace(SHAPES["rotary-3mb-pretrained"], ngram_buckets=2**15)
+SHAPES["wide-3mb-int8"] = replace(SHAPES["wide-3mb"], ngram_buckets=2**18)
 
 
 def shape_named(name: str) -> Shape:
