@@ -4,11 +4,13 @@ Every round runs each contestant once, in an order that turns with the round, so
 are taken round by round. Ours runs on one and on two cores with an empty cache, and again with the one it has filled.
 Other scanners run with their default C rules where they are installed; semgrep gets its rules from `--semgrep-rules`,
 the folder c/ of its public collection, where no registry can be reached. The pipeline runs the same student on
-functions of the tree, on one thread: one by one as it does by default, and in batches of 32 as its documentation
-advises; its start is not counted, nor is finding the functions, which ours does too. The limit is the time of the
-student's matrix products for the real tokens, without padding, at the rate of float32 that NumPy reaches on one core.
+functions of the tree: one by one as it does by default, on one thread and on as many as it takes by itself, and in
+batches of 32 as its documentation advises; its start is not counted, nor is finding the functions, which ours does too.
+The limit is the time of the student's matrix products for the real tokens, without padding, at the rate of float32
+that NumPy reaches on one core. Those of layers have weights, which int8 makes smaller and faster; those of attention
+are of float32 in every model.
 
-    python benchmarks/scan.py TREE... --model model --student runs/students/KEY --rounds 3
+    OMP_NUM_THREADS=1 python benchmarks/scan.py TREE... --model model --student runs/student/KEY/model --rounds 3
 """
 
 from __future__ import annotations
@@ -101,7 +103,7 @@ def of_tree(tree: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         counts["lines"] / statistics.median(found["costs"]["moekd, 1 core"]["seconds"])
     )
     if arguments.student:
-        found["limit_seconds_one_core"] = limit_seconds(texts, arguments)
+        found["limit_seconds_one_core"] = limits(texts, arguments)
     found["not_installed"] = [name for name in OTHERS if name not in contestants]
     return found
 
@@ -132,13 +134,15 @@ def contestants_on(
             rules = [f"--config={arguments.semgrep_rules}"] if name == "semgrep" else []
             found[name] = lambda command=[*command, *rules]: run([*command, str(tree)])  # type: ignore[misc]
     if arguments.student:
-        found["pipeline"] = lambda: pipeline(arguments.student, sample, batch=1)
-        found["pipeline, batches of 32"] = lambda: pipeline(arguments.student, sample, batch=32)
+        found["pipeline, 1 core"] = lambda: pipeline(arguments.student, sample, batch=1, threads=1)
+        found["pipeline, 1 core, batches of 32"] = lambda: pipeline(arguments.student, sample, batch=32, threads=1)
+        if cores > 1:
+            found["pipeline, 2 cores"] = lambda: pipeline(arguments.student, sample, batch=1, threads=2)
     return found
 
 
 def ours(tree: Path, arguments: argparse.Namespace, cache: Path, *, workers: int, report: Path | None = None) -> Cost:
-    command = [sys.executable, "-m", "moekd.cli", "scan", str(tree), "--model", str(arguments.model), "--top", "10"]
+    command = [sys.executable, "-m", "moekd", "scan", str(tree), "--model", str(arguments.model), "--top", "10"]
     out = [] if report is None else [f"--out=json={report}"]
     return run([*command, "--cache", str(cache), "--workers", str(workers), "--quiet", *out])
 
@@ -146,15 +150,18 @@ def ours(tree: Path, arguments: argparse.Namespace, cache: Path, *, workers: int
 # A process starts with the peak of the one that started it, so that a small one must stand between.
 _LAUNCHER = """
 import resource, subprocess, sys
-subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+ended = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(ended.returncode)
 """
 
 
 def run(command: list[str]) -> Cost:
-    """Run a program to its end. Scanners that find something end with other codes than 0, so no code is an error."""
+    """Run a program to its end; one that fails has no cost. 4 is our code for a file that was not scanned."""
     started = time.perf_counter()
-    ended = subprocess.run([sys.executable, "-c", _LAUNCHER, *command], capture_output=True, text=True, check=True)
+    ended = subprocess.run([sys.executable, "-c", _LAUNCHER, *command], capture_output=True, text=True)
+    if ended.returncode not in (0, 4):
+        raise SystemExit(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr[-2000:]}")
     return Cost(time.perf_counter() - started, int(ended.stdout) * 1024)
 
 
@@ -172,26 +179,31 @@ def functions_of_tree(tree: Path) -> list[str]:
     return texts
 
 
-def pipeline(student: Path, texts: list[str], *, batch: int) -> Cost:
-    """The plain way, in a process of its own: transformers' pipeline, as its documentation shows it, on one thread."""
+def pipeline(student: Path, texts: list[str], *, batch: int, threads: int) -> Cost:
+    """The plain way, in a process of its own: transformers' pipeline, as its documentation shows it."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return Cost(pool.submit(_pipeline_seconds, student, texts, batch).result(), 0)
+        return Cost(*pool.submit(_pipeline_cost, student, texts, batch, threads).result())
 
 
-def _pipeline_seconds(student: Path, texts: list[str], batch: int) -> float:
+def _pipeline_cost(student: Path, texts: list[str], batch: int, threads: int) -> tuple[float, int]:
+    import resource
+
     import torch
     from transformers import pipeline as make
 
-    torch.set_num_threads(1)
+    import moekd.bigru
+    import moekd.wide  # noqa: F401 - both tell transformers of architectures of ours
+
+    torch.set_num_threads(threads)
     classify = make("text-classification", model=str(student), truncation=True, batch_size=batch)
     classify(texts[:2])
     started = time.perf_counter()
     classify(texts)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def limit_seconds(texts: list[str], arguments: argparse.Namespace) -> float:
-    """Time of the matrix products of all functions' real tokens at this machine's measured rate, one core."""
+def limits(texts: list[str], arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds of the matrix products of all functions' real tokens at this machine's measured rate, one core."""
     from tokenizers import Tokenizer
 
     config = json.loads((arguments.student / "config.json").read_text(encoding="utf-8"))
@@ -199,9 +211,14 @@ def limit_seconds(texts: list[str], arguments: argparse.Namespace) -> float:
     tokenizer = Tokenizer.from_file(str(arguments.model / "tokenizer.json"))
     tokenizer.enable_truncation(facts["max_tokens"])
     tokens = np.array([len(one.ids) for one in tokenizer.encode_batch(texts)], dtype=np.float64)
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    layer = tokens * (8 * hidden**2 + 4 * hidden * inner) + 4 * tokens**2 * hidden  # 2 a multiply-add
-    return float(config["num_hidden_layers"] * layer.sum() / peak_flops())
+    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    matrices = 3 if "modernbert" in config["model_type"] else 2  # of a feed-forward layer; one more is a gate
+    rate = peak_flops()
+    return {
+        "layers": layers * 2 * tokens.sum() * (4 * hidden**2 + matrices * hidden * inner) / rate,  # 2 a multiply-add
+        "attention": layers * 4 * (tokens**2).sum() * hidden / rate,
+        "gflops_per_second": rate / 1e9,
+    }
 
 
 def peak_flops() -> float:

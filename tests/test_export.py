@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from moekd import cli
 from moekd.classifier import Classifier, modernbert
@@ -57,6 +60,23 @@ def test_a_rotary_student_is_exported(tokenizer, labelled, functions, tmp_path):
     texts = [sample.func[:length] for sample in functions[:10] for length in (10, 60, 1000)]
     expected = Classifier.from_pretrained(tmp_path / "student").logits(texts)
     np.testing.assert_allclose(ScanModel.load(tmp_path / "out").logits(texts), expected, atol=1e-4)
+
+
+ODD_LINES = ["int x = y[0];", "", " ", "}", "a" * 700, "\t", "\u0301\u00df \u4e2d", '"  "']
+LINE = st.sampled_from(ODD_LINES) | st.text(max_size=40)
+
+
+@settings(deadline=None)
+@given(lines=st.lists(LINE, max_size=200), end=st.sampled_from(["\n", " \n", "\r\n", " "]))
+def test_a_long_text_is_read_as_if_all_of_it_were_encoded(exported, lines, end):
+    """Only its first lines are, with what few tokens hold many characters among them."""
+    model = ScanModel.load(exported)
+    tokenizer = Tokenizer.from_file(str(exported / "tokenizer.json"))
+    text = end.join(lines)
+    everything = tokenizer.encode(text, add_special_tokens=False).ids
+    ids, cut = model._encode(text)
+    assert ids[1:-1] == everything[: model.facts.max_tokens - 2]
+    assert cut == (len(everything) > model.facts.max_tokens - 2)
 
 
 def test_margins_in_batches_equal_margins_one_by_one(exported, functions):

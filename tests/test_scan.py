@@ -365,15 +365,18 @@ def test_processes_find_what_one_finds(scan, monkeypatch):
     assert both["counts"] == alone["counts"]
 
 
-def test_a_file_that_kills_its_worker_costs_only_itself(scan, project, monkeypatch, exported):
-    """As a crash in a native library would: the pool breaks, its files are tried one by one."""
+@pytest.fixture
+def fragile_pools(exported, monkeypatch):
+    """Pools of processes that one file kills, as a crash in a native library would; returns what they were given."""
     scorer = workers.Plan(exported, None, 10_000_000, 1).scorer()
+    given: list[list[str]] = []
 
     class Pool:
         def __init__(self, plan, count):
             pass
 
         def submit(self, function, chunk):
+            given.append([Path(task.path).name for task in chunk])
             future: Future = Future()
             if any(task.path.endswith("1.c") for task in chunk):
                 future.set_exception(BrokenProcessPool("gone"))
@@ -391,12 +394,31 @@ def test_a_file_that_kills_its_worker_costs_only_itself(scan, project, monkeypat
             pass
 
     monkeypatch.setattr(workers, "_pool", Pool)
+    return given
+
+
+def test_a_file_that_kills_its_worker_costs_only_itself(scan, monkeypatch, fragile_pools):
     monkeypatch.setattr(workers, "_CHUNK_FILES", 2)
     report = scan("src", "--top", "15", "--workers", "2")
     assert [one["path"] for one in report["not_scanned"]] == ["src/1.c"]
     assert "died" in report["not_scanned"][0]["reason"]
     assert report["counts"]["functions"] == 10
     assert report["exit_code"] == 4
+
+
+def test_a_file_that_kills_its_worker_is_found_by_halves(scan, project, monkeypatch, fragile_pools):
+    """Of 16 files in two chunks: four processes halve the chunk down to it, four take what is left; the other chunk,
+    which was done when the pool broke, is not scored again."""
+    for number in range(3, 16):
+        (project / "src" / f"{number}x.c").write_text(SAFE)
+    monkeypatch.setattr(workers, "_CHUNK_FILES", 8)
+    report = scan("src", "--top", "99", "--workers", "2")
+    assert [one["path"] for one in report["not_scanned"]] == ["src/1.c"]
+    assert report["counts"]["functions"] == 10 + 13
+    first, second, *again = fragile_pools
+    assert [len(first), len(second)] == [8, 8]
+    assert [len(chunk) for chunk in again if "1.c" in chunk] == [8, 4, 2, 1]
+    assert sorted(len(chunk) for chunk in again if "1.c" not in chunk) == [1, 2, 4]
 
 
 def test_ctrl_c_ends_the_scan_and_its_workers(project, exported, functions):
@@ -423,6 +445,19 @@ def test_ctrl_c_ends_the_scan_and_its_workers(project, exported, functions):
     assert scan.returncode == 130
     assert said == "moekd: interrupted; the same command continues from here\n"
     assert is_gone(scan.pid)
+
+
+def test_ctrl_c_does_not_reach_a_worker_that_starts():
+    """It would end with a traceback while it imports. A process inherits what is blocked where it is started."""
+    blocked = []
+
+    class Pool:
+        def submit(self, function, chunk):
+            blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    workers._submit(Pool(), [])
+    assert signal.SIGINT in blocked[0]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def is_gone(group: int) -> bool:

@@ -27,6 +27,8 @@ GRAPH_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 FILES = (FACTS_FILE, GRAPH_FILE, TOKENIZER_FILE)  # all that the scanner loads: what the size gate counts
 
+_MANY_CHARACTERS = 4  # of a token; twice the mean of C code, so that a text that is longer is nearly always cut
+
 Precision = Literal["float32", "int8"]
 
 
@@ -149,7 +151,7 @@ class ScanModel:
 
         out = np.zeros((len(texts), 2), dtype=np.float32)
         for row, text in enumerate(texts):
-            out[row] = self._run(np.array([self._ids(text)], dtype=np.int64))[0, :2]
+            out[row] = self._run(np.array([self._encode(text)[0]], dtype=np.int64))[0, :2]
         return out
 
     def answer(self, text: str) -> Answer:
@@ -160,12 +162,12 @@ class ScanModel:
         """
         import numpy as np
 
-        encoding = self._tokenizer.encode(text)
-        logits = self._run(np.array([encoding.ids], dtype=np.int64))[0].astype(np.float64)  # (2 + groups,)
+        ids, cut = self._encode(text)
+        logits = self._run(np.array([ids], dtype=np.int64))[0].astype(np.float64)  # (2 + groups,)
         if not np.isfinite(logits).all():  # it would compare as no finding
             wrong = float(logits[~np.isfinite(logits)][0])
             raise _damaged(self.folder, f"{GRAPH_FILE} answers {wrong} for a function")
-        margin, cut = float(logits[1] - logits[0]), bool(encoding.overflowing)
+        margin = float(logits[1] - logits[0])
         if not self.facts.groups:
             return Answer(margin, cut)
         powers = np.exp(logits[2:] - logits[2:].max())
@@ -180,7 +182,7 @@ class ScanModel:
         import numpy as np
 
         rows_of: dict[int, list[int]] = {}
-        ids = [self._ids(text) for text in texts]
+        ids = [self._encode(text)[0] for text in texts]
         for row, one in enumerate(ids):
             rows_of.setdefault(len(one), []).append(row)
         size = 1 if self.facts.precision == "int8" else batch
@@ -192,8 +194,19 @@ class ScanModel:
                 out[part] = logits[:, 1] - logits[:, 0]
         return out
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text).ids)
+    def _encode(self, text: str) -> tuple[list[int], bool]:
+        """Return the ids that the model reads of a text, and whether the text goes on after them.
+
+        A tokenizer reads to the end before it cuts, so of a long text it gets the first lines. No token crosses the
+        end of a line, so theirs are the first of the whole text.
+        """
+        limit = _MANY_CHARACTERS * self.facts.max_tokens
+        if len(text) > limit and (end := text.rfind("\n", 0, limit)) > 0:
+            encoding = self._tokenizer.encode(text[:end])
+            if encoding.overflowing:
+                return encoding.ids, True
+        encoding = self._tokenizer.encode(text)
+        return encoding.ids, bool(encoding.overflowing)
 
     def _run(self, ids: np.ndarray) -> np.ndarray:
         """(batch, tokens) -> (batch, 2 + groups)."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 200_000  # of source: a few seconds of work, against half a second to start a process
 _CHUNK_FILES = 50
-_CHUNKS_IN_FLIGHT = 4  # for each worker
+_CHUNKS_IN_FLIGHT = 32  # for each worker, so that others go on while one is at the largest file
 
 _Chunk = list[Task]
 _Answer = tuple[list[FileResult], str | None]  # and the cache's trouble
@@ -76,7 +76,7 @@ def _in_processes(plan: Plan, chunks: Iterator[_Chunk]) -> Iterator[_Answer]:
     try:
         while True:
             for chunk in islice(chunks, plan.workers * _CHUNKS_IN_FLIGHT - len(waiting)):
-                waiting.append((chunk, pool.submit(_score_chunk, chunk)))
+                waiting.append((chunk, _submit(pool, chunk)))
             if not waiting:
                 pool.shutdown()
                 return
@@ -85,8 +85,9 @@ def _in_processes(plan: Plan, chunks: Iterator[_Chunk]) -> Iterator[_Answer]:
                 answer = future.result()
             except BrokenProcessPool:  # any of those in flight may be to blame
                 pool.shutdown(wait=True, cancel_futures=True)
-                for chunk, _ in waiting:
-                    yield _one_by_one(plan, chunk)
+                for chunk, future in waiting:
+                    finished = future.done() and not future.cancelled() and future.exception() is None
+                    yield future.result() if finished else _alone(plan, chunk)
                 waiting.clear()
                 pool = _pool(plan, plan.workers)
             else:
@@ -100,15 +101,28 @@ def _in_processes(plan: Plan, chunks: Iterator[_Chunk]) -> Iterator[_Answer]:
         raise
 
 
-def _one_by_one(plan: Plan, chunk: _Chunk) -> _Answer:
-    results: list[FileResult] = []
-    for task in chunk:
-        with _pool(plan, 1) as pool:
-            try:
-                results += pool.submit(_score_chunk, [task]).result()[0]
-            except BrokenProcessPool:
-                results.append(FileResult(task.path, unread="the worker process died on it"))
-    return results, None
+def _alone(plan: Plan, chunk: _Chunk) -> _Answer:
+    """Score a chunk in a process of its own; if that dies, each half, down to the file that is to blame."""
+    with _pool(plan, 1) as pool:
+        try:
+            return _submit(pool, chunk).result()
+        except BrokenProcessPool:
+            if len(chunk) == 1:
+                return [FileResult(chunk[0].path, unread="the worker process died on it")], None
+    middle = len(chunk) // 2
+    (first, trouble), (second, later_trouble) = (_alone(plan, half) for half in (chunk[:middle], chunk[middle:]))
+    return first + second, trouble or later_trouble
+
+
+def _submit(pool: ProcessPoolExecutor, chunk: _Chunk) -> Future[_Answer]:
+    """Hand in a chunk, which may start a process. Until that ignores Ctrl-C it is blocked, as it then is here."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return pool.submit(_score_chunk, chunk)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_score_chunk, chunk)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _pool(plan: Plan, workers: int) -> ProcessPoolExecutor:
