@@ -16,9 +16,9 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -60,17 +60,14 @@ class TokenVictim(ABC):
     Attributes:
         encoder: texts -> token ids.
         scored: encodings that went through the model, in all sessions.
-        lock: tokenizers are for one thread at a time.
     """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.encoder = VariantEncoder(tokenizer, max_length)
         self.scored = 0
-        self.lock = Lock()
 
     def session(self, text: str) -> Victim:
-        with self.lock:
-            return _Session(self, is_local=self.encoder.is_local(text))
+        return _Session(self, is_local=self.encoder.is_local(text))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return p_vulnerable, float64, (texts,), without the memory of a session."""
@@ -78,8 +75,7 @@ class TokenVictim(ABC):
 
     def score(self, tokens: Tokens) -> np.ndarray:
         """Return p_vulnerable of encoded texts, float64, (texts,)."""
-        with self.lock:
-            self.scored += len(tokens)
+        self.scored += len(tokens)
         return p_vulnerable(self._logits(tokens))
 
     @abstractmethod
@@ -197,8 +193,7 @@ class _Session:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         encoder = self.victim.encoder
-        with self.victim.lock:
-            tokens = encoder.by_words(texts) if self.is_local else encoder.whole(texts)
+        tokens = encoder.by_words(texts) if self.is_local else encoder.whole(texts)
         keys = [tokens.flat[start:end].tobytes() for start, end in pairwise(tokens.offsets)]
         fresh = {key: row for row, key in enumerate(keys) if key not in self._answers}
         if fresh:
@@ -208,19 +203,17 @@ class _Session:
 
 
 class ScorerVictim:
-    """Any scorer, such as a saved mixture or the bag of tokens; asked by one thread at a time."""
+    """Any scorer, such as a saved mixture or the bag of tokens."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
-        self.lock = Lock()
 
     def session(self, text: str) -> Victim:
         return lambda texts: self(texts)  # an object of its own: its questions are not joined with others'
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return p_vulnerable, float64, (texts,)."""
-        with self.lock:
-            return p_vulnerable(self.scorer.logits(texts))
+        return p_vulnerable(self.scorer.logits(texts))
 
 
 def use_fused_attention(model: Any) -> None:
@@ -232,6 +225,22 @@ def use_fused_attention(model: Any) -> None:
 def p_vulnerable(logits: np.ndarray) -> np.ndarray:
     """Softmax of logits, (n, 2) -> p_vulnerable, float64, (n,)."""
     return 1 / (1 + np.exp(np.clip(logits[:, 0].astype(np.float64) - logits[:, 1], -700, 700)))
+
+
+@dataclass(frozen=True)
+class SavedVictim:
+    """A model by its place, which each process that attacks it loads for itself; fields as of `load_victim`."""
+
+    place: str | Path
+    bf16: bool = False
+
+    def load(self) -> Victim:
+        return load_victim(self.place, bf16=self.bf16)
+
+
+def is_callable(place: str | Path) -> bool:
+    """Whether a place is the `package.module:name` of a callable."""
+    return _CALLABLE.fullmatch(str(place)) is not None and not Path(place).exists()
 
 
 def load_victim(place: str | Path, *, bf16: bool = False) -> Victim:
@@ -246,7 +255,7 @@ def load_victim(place: str | Path, *, bf16: bool = False) -> Victim:
         DataError: a saved mixture is damaged.
     """
     path = Path(place)
-    if _CALLABLE.fullmatch(str(place)) and not path.exists():
+    if is_callable(place):
         return _load_callable(str(place))
     for recognised, load in _LOADERS:
         if recognised(path):
