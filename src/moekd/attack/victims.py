@@ -25,7 +25,7 @@ import numpy as np
 
 from moekd import numerics
 from moekd.attack.encoding import VariantEncoder
-from moekd.attack.forward import RobertaForward
+from moekd.attack.forward import forward_of
 from moekd.attack.search import UnusableAnswerError
 from moekd.errors import SettingsError
 from moekd.files import read_json
@@ -86,15 +86,16 @@ class TokenVictim(ABC):
 class ClassifierVictim(TokenVictim):
     """A classifier in torch, at the real lengths of the texts in batches that fit into a core's cache.
 
-    A RoBERTa shape is computed by `forward.RobertaForward`, from a copy of its weights. Other models are taken over:
-    attention is switched to the fused kernel, which without gradients is faster than plain products, on a CPU as well.
+    RoBERTa's and ModernBERT's shapes are computed by `forward.py`, from a copy of their weights. Other models are taken
+    over: attention is switched to the fused kernel, which without gradients is faster than plain products, on a CPU as
+    well.
     """
 
     def __init__(self, classifier: Classifier, *, bf16: bool = False) -> None:
         super().__init__(classifier.tokenizer, classifier.max_length)
         self.classifier = classifier
         self.bf16 = bf16
-        self._forward = None if bf16 or not RobertaForward.fits(classifier.model) else RobertaForward(classifier.model)
+        self._forward = None if bf16 else forward_of(classifier.model)
         use_fused_attention(classifier.model)
 
     def _logits(self, tokens: Tokens) -> np.ndarray:
