@@ -27,7 +27,7 @@ from moekd.attack import (
     runner,
 )
 from moekd.attack.search import Search, attack_sample
-from moekd.classifier import Classifier
+from moekd.classifier import Classifier, modernbert
 from moekd.config import Attack
 from moekd.data.leaks import BagOfTokens
 from moekd.data.text import tokens
@@ -314,16 +314,21 @@ def test_fewest_of_many_renames():
 # --------------------------------------------------------------------------------------- independence, resume
 
 
+def undecided(model, tokenizer, functions) -> Classifier:
+    """A model of random weights made undecided between the classes on these functions, so that renaming moves it."""
+    found = Classifier(model.eval(), tokenizer, 64)
+    margins = np.diff(found.logits([one.func for one in functions[:40]]), axis=1)
+    last = getattr(model.classifier, "out_proj", model.classifier)
+    with torch.no_grad():
+        last.bias[1] -= float(np.median(margins))
+        last.weight.mul_(50)
+        last.bias.mul_(50)
+    return found
+
+
 @pytest.fixture
 def classifier(make_model, tokenizer, functions) -> Classifier:
-    """Random weights, undecided between the classes on these functions, so that renaming moves it."""
-    found = Classifier(make_model().eval(), tokenizer, 64)
-    margins = np.diff(found.logits([one.func for one in functions[:40]]), axis=1)
-    with torch.no_grad():
-        found.model.classifier.out_proj.bias[1] -= float(np.median(margins))
-        found.model.classifier.out_proj.weight.mul_(50)
-        found.model.classifier.out_proj.bias.mul_(50)
-    return found
+    return undecided(make_model(), tokenizer, functions)
 
 
 def rightly_labelled(classifier, functions) -> list[Sample]:
@@ -570,17 +575,23 @@ def test_a_callable_by_its_name(monkeypatch, tmp_path):
     assert load_victim("toy_victim:answer")(["a", "b"]) == [0.9, 0.9]
 
 
-def test_slow_path_gives_the_same_results(classifier, functions):
+@pytest.mark.parametrize("shape", ["roberta", "modernbert"])
+def test_slow_path_gives_the_same_results(shape, make_model, tokenizer, functions):
     """The way the references do it (parsed, tokenised and padded anew for every variant) is the oracle, in fp32."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     try:
         from attack import SlowVictim
     finally:
         sys.path.pop(0)
+    sizes = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 32, "dropout": 0.0}
+    torch.manual_seed(0)
+    model = make_model() if shape == "roberta" else modernbert(tokenizer=tokenizer, max_length=64, **sizes)
+    classifier = undecided(model, tokenizer, functions)
     samples = rightly_labelled(classifier, functions[:8])
     settings = Attack(attacks=("mhm", "wir-random"), candidates=8, iterations=5)
     slow = attack(SlowVictim(classifier), samples, settings, Names(VOCABULARY), at_once=1)
     fast = attack(ClassifierVictim(classifier), samples, settings, Names(VOCABULARY))
+    assert {one.outcome for one in slow} == {"fooled", "withstood"}
     assert [one.outcome for one in fast] == [one.outcome for one in slow]
     assert [one.renames for one in fast] == [one.renames for one in slow]
     assert [one.queries for one in fast] == [one.queries for one in slow]
