@@ -1,6 +1,6 @@
 """Attack speed: the references' way of asking a model against ours, paired in one run.
 
-    python benchmarks/attack.py MODEL ... --data DATA [--functions 24] [--budget 60] [--out FILE.json]
+    python benchmarks/attack.py MODEL ... --data DATA [--functions 24] [--budget 60] [--processes 2] [--out FILE.json]
 
 MODEL is the folder of a saved classifier, or the name of a student's shape: then its tokenizer is trained on the
 functions that are not attacked, its weights are random, its head is shifted and scaled so that answers differ, and its
@@ -11,20 +11,28 @@ All ways run the same attacks on the same functions with the same candidates on 
 after the other, each round in all ways. The slow way is what the references do: every variant is parsed, tokenised
 whole and padded to the maximal length, and one function's variants are scored at a time in eager fp32 PyTorch. Ours is
 timed in fp32, whose answers must be the same, and in bf16, whose agreement is stated. `matrix products` is the time of
-nothing but the products that the rows scored by ours need, at their real lengths.
+nothing but the products that the rows scored by ours need, at their real lengths. The slow way allocates as libraries
+do by default: tensors of hundreds of megabytes come from the kernel each time. That ours does not is a part of ours.
 
 Seconds are of processor time, system calls included: on one thread of an idle machine that is the time that passes,
-and other work on the machine does not count.
+and other work on the machine does not count. A function with nothing to rename is asked for once in an attack and gains
+least, and weighs nothing `in_all`, which compares sums over all functions.
+
+`processes` compares the time that passes until all functions are attacked by several processes, their start included,
+with that of one; for this the machine must be idle.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,12 +40,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moekd import numerics
-from moekd.attack import ClassifierVictim, Names, attack, frequent_names
+from moekd.attack import ClassifierVictim, Names, SavedVictim, attack, frequent_names
 from moekd.attack.victims import p_vulnerable
 from moekd.rewrite import Template
 
 if TYPE_CHECKING:
     from moekd.classifier import Classifier
+    from moekd.config import Attack
     from moekd.records import AttackResult, Sample
     from moekd.tokens import Tokens
 
@@ -93,11 +102,12 @@ def main() -> None:
     parser.add_argument("--functions", type=int, default=24)
     parser.add_argument("--round", type=int, default=4, help="functions of a round")
     parser.add_argument("--budget", type=int, default=60)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     numerics.configure(1)
     attacked, others = drawn(chosen.data, chosen.functions)
-    found = {Path(name).name: measured(name, attacked, others, chosen.round, chosen.budget) for name in chosen.models}
+    found = {Path(name).name: measured(name, attacked, others, chosen) for name in chosen.models}
     text = json.dumps({"functions": chosen.functions, "budget": chosen.budget, "threads": 1} | found, indent=1)
     print(text)
     if chosen.out:
@@ -120,15 +130,18 @@ def drawn(data: Path, count: int) -> tuple[list[Sample], list[Sample]]:
     return attacked, [one for one in samples if one.id not in taken]
 
 
-def measured(name: str, samples: Sequence[Sample], others: Sequence[Sample], size: int, budget: int) -> dict[str, Any]:
+def measured(
+    name: str, samples: Sequence[Sample], others: Sequence[Sample], chosen: argparse.Namespace
+) -> dict[str, Any]:
     """All ways on one model, round by round."""
     from moekd.config import Attack
 
+    size = chosen.round
     slow, fast, rough = (classifier_of(name, others) for _ in range(3))  # each with an attention of its own
     answers = fast.logits([one.func for one in samples]).argmax(axis=1)
     samples = [replace(one, label=int(answer)) for one, answer in zip(samples, answers, strict=True)]
     names = Names(frequent_names((one.func for one in others), 5000))
-    settings = Attack(attacks=("mhm", "wir-random"), budget=budget)
+    settings = Attack(attacks=("mhm", "wir-random"), budget=chosen.budget)
     slow_victim, fast_victim, bf16_victim = SlowVictim(slow), CountingVictim(fast), CountingVictim(rough, bf16=True)
     ways: dict[str, Callable[[Sequence[Sample]], list[AttackResult]]] = {
         SLOW: lambda part: attack(slow_victim, part, settings, names, at_once=1),
@@ -143,6 +156,7 @@ def measured(name: str, samples: Sequence[Sample], others: Sequence[Sample], siz
     for start in range(0, len(samples), size):
         fast_victim.lengths = []
         for way, work in ways.items():
+            allocate_from_the_kernel(from_bytes=_LIBRARY if way == SLOW else _NEVER)
             began = time.process_time()
             results[way] += work(samples[start : start + size])
             seconds[way].append(time.process_time() - began)
@@ -157,14 +171,44 @@ def measured(name: str, samples: Sequence[Sample], others: Sequence[Sample], siz
         "variants": sum(variants),
         "variants_scored_by_ours": sum(scored),
         "variants_per_second": {way: spread(np.array(variants) / seconds[way]) for way in ways},
-        "times_as_fast": {way: spread(np.array(seconds[SLOW]) / seconds[way]) for way in (FAST, BF16)},
-        "times_the_matrix_products": spread(np.array(seconds[FAST]) / seconds["matrix products"]),
+        "times_as_fast": {way: ratio(seconds[SLOW], seconds[way]) for way in (FAST, BF16)},
+        "times_the_matrix_products": ratio(seconds[FAST], seconds["matrix products"]),
+        "processes": in_processes(fast, samples, settings, names, chosen.processes),
         "attacks": len(results[SLOW]),
         "fooled": sum(one.outcome == "fooled" for one in results[SLOW]),
         "same_verdict": {way: agreement(results[SLOW], results[way], ("outcome",)) for way in (FAST, BF16)},
         "same_verdict_renames_queries": {
             way: agreement(results[SLOW], results[way], ("outcome", "renames", "queries")) for way in (FAST, BF16)
         },
+    }
+
+
+# Sizes from which glibc takes memory from the kernel for each tensor: what it grows to by itself, and none of ours.
+_LIBRARY, _NEVER = 32 * 2**20, 2**30
+_M_MMAP_THRESHOLD = -3  # malloc.h
+
+
+def allocate_from_the_kernel(*, from_bytes: int) -> None:
+    """Set the size from which a tensor's memory is taken from the kernel and given back; nothing without glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, from_bytes)
+
+
+def in_processes(
+    classifier: Classifier, samples: Sequence[Sample], settings: Attack, names: Names, processes: int
+) -> dict[str, Any]:
+    """Seconds that pass until all functions are attacked, by one process and by several."""
+    with tempfile.TemporaryDirectory() as folder:
+        classifier.save_pretrained(folder)
+        results, seconds = [], []
+        for workers in (1, processes):
+            began = time.perf_counter()
+            results.append(attack(SavedVictim(folder), samples, settings, names, workers=workers))
+            seconds.append(time.perf_counter() - began)
+    return {
+        "count": processes,
+        "times_as_fast_as_one": seconds[0] / seconds[1],
+        "same_results": results[0] == results[1],
     }
 
 
@@ -224,6 +268,11 @@ def products(config: Any, lengths: Iterable[int]) -> float:
 def spread(values: np.ndarray) -> dict[str, float]:
     """Median and range over rounds."""
     return {"median": statistics.median(values.tolist()), "low": float(values.min()), "high": float(values.max())}
+
+
+def ratio(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
+    """How many times as long the first took: in all, and by rounds."""
+    return {"in_all": sum(first) / sum(second)} | spread(np.array(first) / second)
 
 
 def agreement(first: Sequence[AttackResult], second: Sequence[AttackResult], fields: Sequence[str]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import subprocess
 import sys
@@ -17,18 +18,20 @@ import torch
 from moekd.attack import (
     ClassifierVictim,
     Names,
+    SavedVictim,
     ScorerVictim,
     attack,
     frequent_names,
     load_victim,
     read_results,
+    runner,
 )
 from moekd.attack.search import Search, attack_sample
-from moekd.classifier import Classifier
+from moekd.classifier import Classifier, modernbert
 from moekd.config import Attack
 from moekd.data.leaks import BagOfTokens
 from moekd.data.text import tokens
-from moekd.errors import SettingsError
+from moekd.errors import MoekdError, SettingsError
 from moekd.mixture import Mixture
 from moekd.records import Sample
 from moekd.rewrite import Template, fault_of_renaming
@@ -311,16 +314,21 @@ def test_fewest_of_many_renames():
 # --------------------------------------------------------------------------------------- independence, resume
 
 
+def undecided(model, tokenizer, functions) -> Classifier:
+    """A model of random weights made undecided between the classes on these functions, so that renaming moves it."""
+    found = Classifier(model.eval(), tokenizer, 64)
+    margins = np.diff(found.logits([one.func for one in functions[:40]]), axis=1)
+    last = getattr(model.classifier, "out_proj", model.classifier)
+    with torch.no_grad():
+        last.bias[1] -= float(np.median(margins))
+        last.weight.mul_(50)
+        last.bias.mul_(50)
+    return found
+
+
 @pytest.fixture
 def classifier(make_model, tokenizer, functions) -> Classifier:
-    """Random weights, undecided between the classes on these functions, so that renaming moves it."""
-    found = Classifier(make_model().eval(), tokenizer, 64)
-    margins = np.diff(found.logits([one.func for one in functions[:40]]), axis=1)
-    with torch.no_grad():
-        found.model.classifier.out_proj.bias[1] -= float(np.median(margins))
-        found.model.classifier.out_proj.weight.mul_(50)
-        found.model.classifier.out_proj.bias.mul_(50)
-    return found
+    return undecided(make_model(), tokenizer, functions)
 
 
 def rightly_labelled(classifier, functions) -> list[Sample]:
@@ -329,21 +337,20 @@ def rightly_labelled(classifier, functions) -> list[Sample]:
     return [replace(one, label=int(answer)) for one, answer in zip(functions, answers, strict=True)]
 
 
-def attacked(classifier, functions, path=None, at_once=16, samples=None, workers=1):
+def attacked(classifier, functions, path=None, at_once=16, samples=None, victim=None, workers=1):
+    """Three attacks on twelve functions; `victim` may be where the classifier is saved, for worker processes."""
     chosen = samples or rightly_labelled(classifier, functions[:12])
     names = Names(VOCABULARY, lambda one: {i.name: VOCABULARY[:8] for i in Template.of(one.func).identifiers})
     settings = Attack(attacks=("alert", "mhm", "wir-random"), candidates=8, iterations=5, generations=1, children=8)
-    return attack(
-        ClassifierVictim(classifier), chosen, settings, names, path=path, at_once=at_once, model="m", workers=workers
-    )
+    victim = victim or ClassifierVictim(classifier)
+    return attack(victim, chosen, settings, names, path=path, at_once=at_once, model="m", workers=workers)
 
 
 def test_order_and_batches_change_nothing(classifier, functions):
-    """All samples at once, one at a time, by several threads, in reverse: the same results to the last digit."""
+    """All samples at once, one at a time, in reverse: the same results to the last digit."""
     together = attacked(classifier, functions)
     assert {one.outcome for one in together} >= {"fooled", "withstood"}
     assert attacked(classifier, functions, at_once=1) == together
-    assert attacked(classifier, functions, workers=3) == together
     samples = rightly_labelled(classifier, functions[:12])
     by_sample = {(one.id, one.attack): one for one in attacked(classifier, functions, samples=samples[::-1], at_once=5)}
     assert [by_sample[one.id, one.attack] for one in together] == together
@@ -360,6 +367,63 @@ def test_killed_runs_continue_to_the_same_file(classifier, functions, tmp_path):
         path.write_bytes(content[:cut])
         assert attacked(classifier, functions, path) == results
         assert path.read_bytes() == content
+
+
+def test_processes_find_what_one_finds(classifier, functions, tmp_path):
+    """A saved model attacked by two processes, samples in reverse: each result to the last digit, and the same file."""
+    classifier.save_pretrained(tmp_path / "model")
+    saved = SavedVictim(tmp_path / "model")
+    alone = attacked(classifier, functions, tmp_path / "alone.jsonl")
+    assert attacked(classifier, functions, tmp_path / "both.jsonl", victim=saved, workers=2) == alone
+    assert (tmp_path / "both.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+    backwards = rightly_labelled(classifier, functions[:12])[::-1]
+    results = attacked(classifier, functions, samples=backwards, victim=saved, workers=2)
+    assert sorted(map(asdict_text, results)) == sorted(map(asdict_text, alone))
+
+
+def asdict_text(result) -> str:
+    return json.dumps(asdict(result))
+
+
+def test_a_process_that_dies_loses_nothing_that_was_found(classifier, functions, tmp_path, monkeypatch):
+    """One is killed when the first result is in: a clear error; the same call goes on, and ends with the same file."""
+    classifier.save_pretrained(tmp_path / "model")
+    saved, path = SavedVictim(tmp_path / "model"), tmp_path / "a.jsonl"
+    append = runner._Ledger.append
+
+    def append_and_kill(self, result):
+        append(self, result)
+        multiprocessing.active_children()[0].kill()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner._Ledger, "append", append_and_kill)
+        with pytest.raises(MoekdError, match=r"a process that attacked .* died.* the same command continues"):
+            attacked(classifier, functions, path, victim=saved, workers=2)
+    recorded = path.read_bytes()
+    assert 1 <= len(read_results(path)) < 36
+    results = attacked(classifier, functions, path)
+    assert path.read_bytes().startswith(recorded.splitlines(keepends=True)[0])
+    assert results == attacked(classifier, functions)
+
+
+def test_no_process_where_it_would_not_pay_or_not_do(classifier, functions, tmp_path, monkeypatch):
+    """A callable, which may hold what no other process has, and a handful of attacks are answered in this process."""
+
+    def never(*arguments):
+        raise AssertionError("processes were started")
+
+    monkeypatch.setattr(runner, "run_in_processes", never)
+    classifier.save_pretrained(tmp_path / "model")
+    few = rightly_labelled(classifier, functions[:5])
+    assert len(attacked(classifier, functions, samples=few, victim=SavedVictim(tmp_path / "model"), workers=2)) == 15
+    assert len(attacked(classifier, functions, victim=lambda texts: [0.9] * len(texts), workers=2)) == 36
+
+
+def test_a_model_that_no_process_can_load(classifier, functions, tmp_path):
+    """The error of loading it, as in one process, and no file begun for it."""
+    with pytest.raises(SettingsError, match="could not be loaded"):
+        attacked(classifier, functions, tmp_path / "a.jsonl", victim=SavedVictim(tmp_path / "none"), workers=2)
+    assert not (tmp_path / "a.jsonl").exists()
 
 
 RUN = """
@@ -511,17 +575,23 @@ def test_a_callable_by_its_name(monkeypatch, tmp_path):
     assert load_victim("toy_victim:answer")(["a", "b"]) == [0.9, 0.9]
 
 
-def test_slow_path_gives_the_same_results(classifier, functions):
+@pytest.mark.parametrize("shape", ["roberta", "modernbert"])
+def test_slow_path_gives_the_same_results(shape, make_model, tokenizer, functions):
     """The way the references do it (parsed, tokenised and padded anew for every variant) is the oracle, in fp32."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     try:
         from attack import SlowVictim
     finally:
         sys.path.pop(0)
+    sizes = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 32, "dropout": 0.0}
+    torch.manual_seed(0)
+    model = make_model() if shape == "roberta" else modernbert(tokenizer=tokenizer, max_length=64, **sizes)
+    classifier = undecided(model, tokenizer, functions)
     samples = rightly_labelled(classifier, functions[:8])
     settings = Attack(attacks=("mhm", "wir-random"), candidates=8, iterations=5)
     slow = attack(SlowVictim(classifier), samples, settings, Names(VOCABULARY), at_once=1)
     fast = attack(ClassifierVictim(classifier), samples, settings, Names(VOCABULARY))
+    assert {one.outcome for one in slow} == {"fooled", "withstood"}
     assert [one.outcome for one in fast] == [one.outcome for one in slow]
     assert [one.renames for one in fast] == [one.renames for one in slow]
     assert [one.queries for one in fast] == [one.queries for one in slow]

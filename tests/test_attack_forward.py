@@ -1,4 +1,4 @@
-"""The fast forward pass of RoBERTa shapes against the library's own."""
+"""The fast forward passes against the library's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekd.attack.forward import RobertaForward
+from moekd.attack.forward import RobertaForward, forward_of
 from moekd.attack.victims import ClassifierVictim
 from moekd.classifier import Classifier, roberta
 from moekd.data.embedded import generate
@@ -20,17 +20,19 @@ TOKENIZER = train_bpe(TEXTS, vocabulary=400, max_length=400)
 
 
 def model_of(shape: str):
-    """A published shape with weights large enough for attention to prefer some tokens, and answers that differ."""
+    """A shape with weights, pre-trained or large, so that attention prefers some tokens and answers differ."""
     model = build_student(SHAPES[shape], TOKENIZER, seed=0, dropout=0.0).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim == 2 and "embeddings" not in name:
+            if "ngrams" in name:
+                weight.normal_(std=0.1)
+            elif weight.ndim == 2 and "embeddings" not in name and not SHAPES[shape].start:
                 weight.mul_(4)
     return model
 
 
-MODELS = {shape: model_of(shape) for shape in ("compressor-3mb", "avatar-3mb", "compact-3mb")}
-FORWARDS = {shape: RobertaForward(model) for shape, model in MODELS.items()}
+MODELS = {shape: model_of(shape) for shape in ("compressor-3mb", "avatar-3mb", "compact-3mb", "rotary-3mb", "wide-3mb")}
+FORWARDS = {shape: forward_of(model) for shape, model in MODELS.items()}
 
 
 def wanted(model, row: np.ndarray) -> np.ndarray:
@@ -75,13 +77,18 @@ def test_a_text_that_spells_out_padding():
     np.testing.assert_allclose(ClassifierVictim(classifier)([text]), logits.softmax(1)[:, 1].numpy(), atol=1e-6)
 
 
-def test_only_what_it_computes_is_taken():
-    """Another activation or another architecture is left to the library."""
-    other = build_student(SHAPES["rotary-3mb"], TOKENIZER, seed=0, dropout=0.0)
-    assert not RobertaForward.fits(other)
-    assert all(RobertaForward.fits(model) for model in MODELS.values())
-    MODELS["compact-3mb"].config.hidden_act = "relu"
-    try:
-        assert not RobertaForward.fits(MODELS["compact-3mb"])
-    finally:
-        MODELS["compact-3mb"].config.hidden_act = "gelu"
+@pytest.mark.parametrize(
+    ("shape", "change"),
+    [
+        ("compact-3mb", {"hidden_act": "relu"}),
+        ("rotary-3mb", {"layer_types": ["full_attention", "sliding_attention"] * 2}),
+        ("rotary-3mb", {"classifier_pooling": "cls"}),
+    ],
+)
+def test_only_what_it_computes_is_taken(shape, change, monkeypatch):
+    """Another activation, layers that see a window only or another pooling are left to the library, as a BiGRU is."""
+    assert all(FORWARDS.values())
+    for name, value in change.items():
+        monkeypatch.setattr(MODELS[shape].config, name, value)
+    assert forward_of(MODELS[shape]) is None
+    assert forward_of(build_student(SHAPES["bigru-0.75m"], TOKENIZER, seed=0, dropout=0.0)) is None

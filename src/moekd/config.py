@@ -40,7 +40,7 @@ class Run(Settings):
 
     folder: str = NotInKey("runs")  # holds one folder a stage
     seeds: tuple[int, ...] = Field((0,), min_length=1)  # training seeds; the data split has its own
-    threads: int = NotInKey(2, ge=1)  # of torch; results are the same on the same number
+    threads: int = NotInKey(2, ge=1)  # of torch, and processes of an attack; results are the same on the same number
 
 
 class Source(Settings):

@@ -11,15 +11,17 @@ The headline is the attack success rate by B: fooled / classified correctly befo
 from __future__ import annotations
 
 from moekd.attack.measures import compare, counts, robustness, transfer
-from moekd.attack.runner import Names, attack, read_results
+from moekd.attack.runner import attack, read_results
+from moekd.attack.schedule import Names
 from moekd.attack.substitutes import Substitutes
-from moekd.attack.victims import ClassifierVictim, OnnxVictim, ScorerVictim, Victim, load_victim
+from moekd.attack.victims import ClassifierVictim, OnnxVictim, SavedVictim, ScorerVictim, Victim, load_victim
 from moekd.attack.vocabulary import frequent_names
 
 __all__ = [
     "ClassifierVictim",
     "Names",
     "OnnxVictim",
+    "SavedVictim",
     "ScorerVictim",
     "Substitutes",
     "Victim",

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from moekd import numerics
 from moekd.attack.measures import counts, robustness, transfer, wilson
-from moekd.attack.runner import Names, attack, no_substitutes, read_results
+from moekd.attack.runner import attack, read_results
+from moekd.attack.schedule import Names, no_substitutes
 from moekd.attack.search import UnusableAnswerError
 from moekd.attack.substitutes import Substitutes, shared_file
-from moekd.attack.victims import ScorerVictim, load_victim
+from moekd.attack.victims import SavedVictim, ScorerVictim, is_callable, load_victim
 from moekd.attack.vocabulary import frequent_names
 from moekd.errors import DataError
 from moekd.files import read_json, sha256_file, sha256_text, write_json
@@ -69,7 +70,7 @@ def attack_system(
     """
     from moekd.data import load_parts
 
-    numerics.configure(1)  # a core for each worker
+    numerics.configure(1)  # here as in each worker process
     wanted = settings.attack
     parts = load_parts(inputs["data"])
     training = [*parts["train_a"], *parts["train_b"]]
@@ -83,8 +84,8 @@ def attack_system(
     return {"outcomes": {name: counts(of_attack(results, name)) for name in wanted.attacks}}
 
 
-def _victim(system: str, folder: Path, training: Sequence[Sample], *, bf16: bool) -> Victim:
-    return _bag_of_tokens(folder, training) if system == BAG_OF_TOKENS else load_victim(folder / "model", bf16=bf16)
+def _victim(system: str, folder: Path, training: Sequence[Sample], *, bf16: bool) -> Victim | SavedVictim:
+    return _bag_of_tokens(folder, training) if system == BAG_OF_TOKENS else SavedVictim(folder / "model", bf16)
 
 
 def transfer_systems(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, **_: Any) -> dict[str, Any]:
@@ -109,7 +110,8 @@ def transfer_systems(settings: MoekdSettings, inputs: Mapping[str, Path], folder
     rows: list[dict[str, Any]] = []
     for scorer in names:
         folder_of_model = inputs[f"victim of {scorer}"]
-        victim = _victim(variants[scorer]["system"], folder_of_model, training, bf16=settings.attack.bf16)
+        found = _victim(variants[scorer]["system"], folder_of_model, training, bf16=settings.attack.bf16)
+        victim = found.load() if isinstance(found, SavedVictim) else found
         for fooled in (name for name in names if name != scorer):
             for attack_name in dict.fromkeys(one.attack for one in results[fooled]):
                 own = of_attack(results[fooled], attack_name)
@@ -171,15 +173,15 @@ def attack_file(
     samples = attacked_samples(read_samples(data).samples, settings)
     if not samples:
         raise DataError(f"{data} holds no function that can be used")
-    threads = Run().threads
-    numerics.configure(1)  # a core for each worker
-    victim = load_victim(model, bf16=settings.bf16)
+    numerics.configure(1)  # here as in each worker process
+    # A callable is asked in this process: what it holds may not exist in another one.
+    victim = load_victim(model) if is_callable(model) else SavedVictim(model, settings.bf16)
     others = read_samples(names_from).samples if names_from else generate(_EMBEDDED, 0)
     names = Names(
         frequent_names((sample.func for sample in others), settings.vocabulary),
         Substitutes(shared_file(out.parent, settings), settings) if "alert" in settings.attacks else no_substitutes,
     )
-    results = attack(victim, samples, settings, names, path=out, model=_identity(model), workers=threads)
+    results = attack(victim, samples, settings, names, path=out, model=_identity(model), workers=Run().threads)
     found: dict[str, dict[str, Any]] = {}
     for name in settings.attacks:
         own = of_attack(results, name)

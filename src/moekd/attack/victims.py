@@ -16,16 +16,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from moekd import numerics
 from moekd.attack.encoding import VariantEncoder
-from moekd.attack.forward import RobertaForward
+from moekd.attack.forward import forward_of
 from moekd.attack.search import UnusableAnswerError
 from moekd.errors import SettingsError
 from moekd.files import read_json
@@ -60,17 +60,14 @@ class TokenVictim(ABC):
     Attributes:
         encoder: texts -> token ids.
         scored: encodings that went through the model, in all sessions.
-        lock: tokenizers are for one thread at a time.
     """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.encoder = VariantEncoder(tokenizer, max_length)
         self.scored = 0
-        self.lock = Lock()
 
     def session(self, text: str) -> Victim:
-        with self.lock:
-            return _Session(self, is_local=self.encoder.is_local(text))
+        return _Session(self, is_local=self.encoder.is_local(text))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return p_vulnerable, float64, (texts,), without the memory of a session."""
@@ -78,8 +75,7 @@ class TokenVictim(ABC):
 
     def score(self, tokens: Tokens) -> np.ndarray:
         """Return p_vulnerable of encoded texts, float64, (texts,)."""
-        with self.lock:
-            self.scored += len(tokens)
+        self.scored += len(tokens)
         return p_vulnerable(self._logits(tokens))
 
     @abstractmethod
@@ -90,15 +86,16 @@ class TokenVictim(ABC):
 class ClassifierVictim(TokenVictim):
     """A classifier in torch, at the real lengths of the texts in batches that fit into a core's cache.
 
-    A RoBERTa shape is computed by `forward.RobertaForward`, from a copy of its weights. Other models are taken over:
-    attention is switched to the fused kernel, which without gradients is faster than plain products, on a CPU as well.
+    RoBERTa's and ModernBERT's shapes are computed by `forward.py`, from a copy of their weights. Other models are taken
+    over: attention is switched to the fused kernel, which without gradients is faster than plain products, on a CPU as
+    well.
     """
 
     def __init__(self, classifier: Classifier, *, bf16: bool = False) -> None:
         super().__init__(classifier.tokenizer, classifier.max_length)
         self.classifier = classifier
         self.bf16 = bf16
-        self._forward = None if bf16 or not RobertaForward.fits(classifier.model) else RobertaForward(classifier.model)
+        self._forward = None if bf16 else forward_of(classifier.model)
         use_fused_attention(classifier.model)
 
     def _logits(self, tokens: Tokens) -> np.ndarray:
@@ -197,8 +194,7 @@ class _Session:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         encoder = self.victim.encoder
-        with self.victim.lock:
-            tokens = encoder.by_words(texts) if self.is_local else encoder.whole(texts)
+        tokens = encoder.by_words(texts) if self.is_local else encoder.whole(texts)
         keys = [tokens.flat[start:end].tobytes() for start, end in pairwise(tokens.offsets)]
         fresh = {key: row for row, key in enumerate(keys) if key not in self._answers}
         if fresh:
@@ -208,19 +204,17 @@ class _Session:
 
 
 class ScorerVictim:
-    """Any scorer, such as a saved mixture or the bag of tokens; asked by one thread at a time."""
+    """Any scorer, such as a saved mixture or the bag of tokens."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
-        self.lock = Lock()
 
     def session(self, text: str) -> Victim:
         return lambda texts: self(texts)  # an object of its own: its questions are not joined with others'
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return p_vulnerable, float64, (texts,)."""
-        with self.lock:
-            return p_vulnerable(self.scorer.logits(texts))
+        return p_vulnerable(self.scorer.logits(texts))
 
 
 def use_fused_attention(model: Any) -> None:
@@ -232,6 +226,22 @@ def use_fused_attention(model: Any) -> None:
 def p_vulnerable(logits: np.ndarray) -> np.ndarray:
     """Softmax of logits, (n, 2) -> p_vulnerable, float64, (n,)."""
     return 1 / (1 + np.exp(np.clip(logits[:, 0].astype(np.float64) - logits[:, 1], -700, 700)))
+
+
+@dataclass(frozen=True)
+class SavedVictim:
+    """A model by its place, which each process that attacks it loads for itself; fields as of `load_victim`."""
+
+    place: str | Path
+    bf16: bool = False
+
+    def load(self) -> Victim:
+        return load_victim(self.place, bf16=self.bf16)
+
+
+def is_callable(place: str | Path) -> bool:
+    """Whether a place is the `package.module:name` of a callable."""
+    return _CALLABLE.fullmatch(str(place)) is not None and not Path(place).exists()
 
 
 def load_victim(place: str | Path, *, bf16: bool = False) -> Victim:
@@ -246,7 +256,7 @@ def load_victim(place: str | Path, *, bf16: bool = False) -> Victim:
         DataError: a saved mixture is damaged.
     """
     path = Path(place)
-    if _CALLABLE.fullmatch(str(place)) and not path.exists():
+    if is_callable(place):
         return _load_callable(str(place))
     for recognised, load in _LOADERS:
         if recognised(path):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moekd.processes import end_now, process_pool
 from moekd.scan.cache import Cache
 from moekd.scan.model import ScanModel
 from moekd.scan.score import FileResult, FileScorer, Task
@@ -94,10 +93,7 @@ def _in_processes(plan: Plan, chunks: Iterator[_Chunk]) -> Iterator[_Answer]:
                 waiting.popleft()
                 yield answer
     except BaseException:  # Ctrl-C above all: what is running now is not waited for
-        processes = list((getattr(pool, "_processes", None) or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
+        end_now(pool)
         raise
 
 
@@ -126,13 +122,11 @@ def _submit(pool: ProcessPoolExecutor, chunk: _Chunk) -> Future[_Answer]:
 
 
 def _pool(plan: Plan, workers: int) -> ProcessPoolExecutor:
-    # "spawn", because forking a process that runs threads, as an editor's does, may deadlock.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(plan,))
+    return process_pool(workers, _start_worker, plan)
 
 
 def _start_worker(plan: Plan) -> None:
     global _scorer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     _scorer = plan.scorer()
 
 
