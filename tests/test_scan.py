@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from moekd import cli, console
+from moekd import cli, console, processes
 from moekd.data.text import normalise
 from moekd.errors import SettingsError
 from moekd.scan import workers
@@ -455,7 +455,7 @@ def test_ctrl_c_does_not_reach_a_worker_that_starts():
         def submit(self, function, chunk):
             blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
-    workers._submit(Pool(), [])
+    processes.submit(Pool(), len, [])
     assert signal.SIGINT in blocked[0]
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
+
+_Result = TypeVar("_Result")
 
 
 def process_pool(workers: int, start: Callable[..., None] | None = None, *arguments: Any) -> ProcessPoolExecutor:
@@ -21,6 +24,17 @@ def _begin(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> Non
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     if start is not None:
         start(*arguments)
+
+
+def submit(pool: ProcessPoolExecutor, work: Callable[..., _Result], *arguments: Any) -> Future[_Result]:
+    """Hand in work, which may start a process. Until that ignores Ctrl-C it is blocked, as it then is here."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return pool.submit(work, *arguments)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(work, *arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_now(pool: ProcessPoolExecutor) -> None:

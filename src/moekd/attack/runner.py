@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from moekd.records import Sample
 
 SCHEMA = 1
-_WORTH_A_PROCESS = (
-    8  # attacks, of seconds to a minute each: starting a process and loading the model takes some seconds
-)
+_WORTH_A_PROCESS = 8  # attacks of seconds to a minute each: a process starts and loads the model in some seconds
 
 
 def attack(

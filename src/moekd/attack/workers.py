@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from moekd import numerics
 from moekd.attack.schedule import Names, Work, run_here
 from moekd.errors import MoekdError
-from moekd.processes import end_now, process_pool
+from moekd.processes import end_now, process_pool, submit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,7 +44,7 @@ def run_in_processes(
         while True:
             for one in islice(waiting, processes * _IN_FLIGHT - len(running)):
                 substitutes = names.substitutes(one.sample) if one.attack == "alert" else {}
-                running.add(pool.submit(_result, victim, one, settings, names.vocabulary, substitutes))
+                running.add(submit(pool, _result, victim, one, settings, names.vocabulary, substitutes))
             if not running:
                 pool.shutdown()
                 return

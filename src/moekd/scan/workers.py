@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moekd.processes import end_now, process_pool
+from moekd.processes import end_now, process_pool, submit
 from moekd.scan.cache import Cache
 from moekd.scan.model import ScanModel
 from moekd.scan.score import FileResult, FileScorer, Task
@@ -75,7 +75,7 @@ def _in_processes(plan: Plan, chunks: Iterator[_Chunk]) -> Iterator[_Answer]:
     try:
         while True:
             for chunk in islice(chunks, plan.workers * _CHUNKS_IN_FLIGHT - len(waiting)):
-                waiting.append((chunk, _submit(pool, chunk)))
+                waiting.append((chunk, submit(pool, _score_chunk, chunk)))
             if not waiting:
                 pool.shutdown()
                 return
@@ -101,24 +101,13 @@ def _alone(plan: Plan, chunk: _Chunk) -> _Answer:
     """Score a chunk in a process of its own; if that dies, each half, down to the file that is to blame."""
     with _pool(plan, 1) as pool:
         try:
-            return _submit(pool, chunk).result()
+            return submit(pool, _score_chunk, chunk).result()
         except BrokenProcessPool:
             if len(chunk) == 1:
                 return [FileResult(chunk[0].path, unread="the worker process died on it")], None
     middle = len(chunk) // 2
     (first, trouble), (second, later_trouble) = (_alone(plan, half) for half in (chunk[:middle], chunk[middle:]))
     return first + second, trouble or later_trouble
-
-
-def _submit(pool: ProcessPoolExecutor, chunk: _Chunk) -> Future[_Answer]:
-    """Hand in a chunk, which may start a process. Until that ignores Ctrl-C it is blocked, as it then is here."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        return pool.submit(_score_chunk, chunk)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return pool.submit(_score_chunk, chunk)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _pool(plan: Plan, workers: int) -> ProcessPoolExecutor:
