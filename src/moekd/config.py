@@ -335,6 +335,13 @@ class Relational(Settings):
     window: int = Field(10, ge=2)  # places within window // 2 on either side are neighbours
 
 
+class PriorKnowledge(Settings):
+    """A decoder makes the teacher's places of the student's and of given ones: as many as the two are apart (DPK)."""
+
+    kind: Literal["prior-knowledge"]
+    weight: float = Field(0.01, gt=0)  # the loss is a sum over the width, hence small
+
+
 class Constant(Settings):
     """Nothing changes during the run."""
 
@@ -375,7 +382,7 @@ class Balanced(Settings):
 
 
 LogitLoss = Kl | Skewed | Decoupled | Standardised | Dist | Cosine
-FeatureLoss = Hidden | Patient | AttentionTransfer | Contrastive | Relational
+FeatureLoss = Hidden | Patient | AttentionTransfer | Contrastive | Relational | PriorKnowledge
 Schedule = Constant | AnnealedTemperature | Continuation | Competence | Uncertainty | Balanced
 
 
