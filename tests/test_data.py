@@ -197,7 +197,7 @@ def test_the_report_by_hand(tmp_path):
 
 def test_long_lists_of_projects_are_summed():
     """20 are named; what the others hold is one row, and no function is missing."""
-    from moekd.data.readers import Tally
+    from moekd.data.tally import Tally
     from moekd.records import Sample
 
     rows = [

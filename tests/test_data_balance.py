@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moekd.data.balance import Balanced, balance
-from moekd.data.readers import Tally
+from moekd.data.tally import Tally
 from moekd.data.text import count_lines
 from moekd.records import Sample
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moekd.data.clean import usable, without_duplicates
-from moekd.data.readers import Tally
+from moekd.data.tally import Tally
 from moekd.data.text import digest
 from moekd.records import Sample
 

@@ -16,7 +16,9 @@ import pytest
 
 from moekd.config import Source
 from moekd.data import read_samples
-from moekd.data.readers import BIGVUL_COLUMNS, Tally, expand, read, source_digests
+from moekd.data.formats import BIGVUL_COLUMNS
+from moekd.data.readers import expand, read, source_digests
+from moekd.data.tally import Tally
 from moekd.errors import DataError, MissingExtraError, SettingsError
 from moekd.records import Sample
 
@@ -192,7 +194,8 @@ def _peak_bytes(path: Path) -> int:
     program = (
         "import resource, sys\n"
         "from moekd.config import Source\n"
-        "from moekd.data.readers import Tally, read\n"
+        "from moekd.data.readers import read\n"
+        "from moekd.data.tally import Tally\n"
         "for sample in read(Source(kind='bigvul-csv', path=sys.argv[1]), Tally()): pass\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
     )

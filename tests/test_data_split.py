@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from moekd.config import Data, Source
 from moekd.data.duplicates import Union
-from moekd.data.readers import Tally
 from moekd.data.split import assign, clusters_of
+from moekd.data.tally import Tally
 from moekd.errors import DataError
 from moekd.records import PARTS, Sample
 

@@ -17,7 +17,8 @@ from moekd.config import Data, MoekdSettings, Source
 from moekd.data import describe, load_classes, load_parts, prepare
 from moekd.data.classes import by_cwe_group, common_classes
 from moekd.data.pairs import split_pairs
-from moekd.data.readers import Tally, read
+from moekd.data.readers import read
+from moekd.data.tally import Tally
 from moekd.data.text import digest, normalise
 from moekd.errors import DataError
 from moekd.files import read_json

@@ -34,7 +34,7 @@ from moekd.tokens import Tokens, encode, train_bpe
 
 LN3 = math.log(3)
 KL = 0.130812  # of (3/4, 1/4) from (1/2, 1/2), nats
-FEATURES = ("hidden", "patient", "attention", "contrastive", "relational")
+FEATURES = ("hidden", "patient", "attention", "contrastive", "relational", "prior-knowledge")
 
 # ------------------------------------------------------------------------------------------------ objective
 

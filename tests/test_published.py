@@ -19,7 +19,7 @@ from moekd.data.embedded import generate
 from moekd.distill.published import build_published, morph_loss, targets_of, training_of
 from moekd.errors import DataError, SettingsError
 from moekd.files import read_json
-from moekd.report import rows as report
+from moekd.report.comparisons import same_run
 from moekd.scorer import aligned, load_scores
 from moekd.steps import key_of, run_steps
 from moekd.students.compressor import optimum
@@ -180,11 +180,11 @@ def test_students_are_compared_at_their_size():
         return types.SimpleNamespace(system=system, student=student, seed=seed)
 
     ours = judged("student-moe", "rotary-3mb-pretrained")
-    assert report._same_run(ours, judged("avatar-fixed", "avatar-3mb"))
-    assert report._same_run(ours, judged("avatar-fixed", "avatar-3mb-searched"))
-    assert not report._same_run(ours, judged("avatar-fixed", "avatar-2mb"))
-    assert not report._same_run(ours, judged("avatar-fixed", "avatar-3mb", seed=1))
-    assert not report._same_run(ours, judged("student-single", "compact-3mb"))
+    assert same_run(ours, judged("avatar-fixed", "avatar-3mb"))
+    assert same_run(ours, judged("avatar-fixed", "avatar-3mb-searched"))
+    assert not same_run(ours, judged("avatar-fixed", "avatar-2mb"))
+    assert not same_run(ours, judged("avatar-fixed", "avatar-3mb", seed=1))
+    assert not same_run(ours, judged("student-single", "compact-3mb"))
 
 
 # ------------------------------------------------------------------------------------------------- one run

@@ -18,8 +18,9 @@ from moekd.data.classes import by_cwe_group, common_classes
 from moekd.data.clean import usable, without_duplicates
 from moekd.data.duplicates import Union, join_near_duplicates
 from moekd.data.pairs import split_pairs
-from moekd.data.readers import Tally, dataset_name, read
+from moekd.data.readers import dataset_name, read
 from moekd.data.split import assign, clusters_of
+from moekd.data.tally import Tally
 from moekd.errors import DataError, SettingsError
 from moekd.files import read_json, write_bytes, write_json
 from moekd.records import LABELS, PAIR_LABELS, PARTS, Part, Sample
@@ -111,7 +112,7 @@ def read_samples(
     Args:
         kind: "bigvul-csv", "parquet" or "jsonl"; default: by the file's ending.
         name: data set label in the ids; default: the file's stem.
-        columns: ours = theirs, where names differ from those of `moekd.data.readers.COLUMNS`.
+        columns: ours = theirs, where names differ from those of `moekd.data.formats.COLUMNS`.
         include_fixed: keep functions after their fix.
     Raises:
         DataError: the file cannot be used; names it and, where there is one, the row.

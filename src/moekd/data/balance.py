@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from random import Random
 
-    from moekd.data.readers import Tally
+    from moekd.data.tally import Tally
     from moekd.records import Sample
 
 

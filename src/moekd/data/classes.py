@@ -13,7 +13,7 @@ from moekd.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moekd.data.readers import Tally
+    from moekd.data.tally import Tally
     from moekd.records import Sample
 
 

@@ -12,7 +12,7 @@ from moekd.records import PAIR_MARK
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from moekd.data.readers import Tally
+    from moekd.data.tally import Tally
     from moekd.records import Sample
 
 _SHORTEST = 30  # characters; below that there is no function, only a stub or a leftover of the extraction

@@ -12,7 +12,7 @@ from moekd.records import LABELS, PAIR_MARK, PARTS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from moekd.data.readers import Tally
+    from moekd.data.tally import Tally
     from moekd.records import Part, Sample
 
 _CLUSTERS = (

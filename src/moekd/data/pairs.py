@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from moekd.config import Data
-    from moekd.data.readers import Tally
+    from moekd.data.tally import Tally
     from moekd.records import Part, Sample
 
 #: Shares of the functions. The pairs inside a part go with the square of its share: 9, 9, 4 and 4 % of all pairs.

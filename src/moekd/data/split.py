@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from moekd.config import Data
-    from moekd.data.readers import Tally
+    from moekd.data.tally import Tally
     from moekd.records import Part, Sample
 
 _SHARE = 0.1  # of validation and of test

@@ -24,6 +24,7 @@ from moekd.config import (
     Dist,
     Hidden,
     Patient,
+    PriorKnowledge,
     Relational,
     Skewed,
     Standardised,
@@ -47,6 +48,7 @@ from moekd.distill.losses import (
     soft_target_loss,
     standardise_logits,
 )
+from moekd.distill.prior import FEWEST_STATES, PriorDecoder, prior_share
 from moekd.distill.projection import projection
 from moekd.distill.states import States, read, state_width
 
@@ -159,7 +161,7 @@ def balanced_share(logits: Tensor, labels: Tensor, taught: Tensor) -> float:
 
 
 class FeatureTerm(torch.nn.Module):
-    """The weighted loss of features of one student, with the projections that are trained with it and thrown away.
+    """The weighted loss of features of one student, with the modules that are trained with it and thrown away.
 
     `hidden` and `patient` match each layer of the student with one of the teacher's; the others look at the last layer,
     `relational` also at the relations between layers.
@@ -185,6 +187,8 @@ class FeatureTerm(torch.nn.Module):
         self.projections = torch.nn.ModuleList(
             projection(state_width(config), width, seed=seed + index) for index in range(projected)
         )
+        if isinstance(wanted, PriorKnowledge):
+            self.decoder = PriorDecoder(state_width(config), width, seed=seed)
 
     def forward(self, student: States, rows: np.ndarray) -> Tensor:
         """The loss of a batch times its weight, scalar. What cannot be told in a batch of one function is left out."""
@@ -207,6 +211,8 @@ class FeatureTerm(torch.nn.Module):
             if len(rows) < 2:
                 return 0 * own.sum()
             loss = contrastive_loss(self._projected(own[:, -1:])[:, 0], theirs[:, -1], temperature=wanted.temperature)
+        elif isinstance(wanted, PriorKnowledge):
+            loss = _with_prior_knowledge(self.decoder, student.places, teacher.places, real)
         else:
             loss = _relations(wanted, student.places, teacher.places, real, own, theirs)
         return wanted.weight * loss
@@ -228,6 +234,20 @@ class Learner(torch.nn.Module):
         """Logits, (batch, classes), and the weighted loss of features of some training functions."""
         logits, states = read(self.student, self.tokens, self.places, rows, self.pad_id)
         return logits, self.term(states, rows)
+
+
+def _with_prior_knowledge(decoder: PriorDecoder, places: Tensor, their_places: Tensor, real: Tensor) -> Tensor:
+    """Distance of the decoded places from the teacher's; a batch with too few places to tell the gap is left out.
+
+    What is given is drawn from torch's own generator, which the training loop seeds anew for each step.
+    """
+    if real.sum() < FEWEST_STATES:
+        return 0 * places.sum()
+    some = real.any(dim=1)
+    places, their_places, real = places[some], their_places[some], real[some]
+    share = prior_share(places[real], their_places[real])
+    given = torch.rand(real.shape, device=real.device) < share
+    return hidden_state_loss(decoder(places, their_places, given, real)[real], their_places[real])
 
 
 def _relations(
