@@ -271,6 +271,9 @@ def test_selected_table_needs_one_pass_and_k(full):
 def test_only_some_systems(tmp_path):
     """--only brings one system to its end; the table shows it and whatever else has finished, and nothing more."""
     chosen = settings(tmp_path / "runs")
+    nothing = stages.run(chosen, ["data"])
+    assert rows_of(nothing) == []
+    assert "Nothing measured yet" in (nothing / "results.md").read_text()
     assert {row["system"] for row in rows_of(stages.run(chosen, ["length"]))} == {"length"}
     assert {row["system"] for row in rows_of(stages.run(chosen, ["teacher"]))} == {"length", "teacher"}
     with pytest.raises(SettingsError, match=r"--only teachers: no such system or stage; this config has .*teacher"):

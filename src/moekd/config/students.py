@@ -21,7 +21,7 @@ StudentSystem = Literal["moe", "single", "hard", "ensemble", "random-partition",
 class Student(Settings):
     """Which students are trained (methods.md 1.2, 2.6, 6.7)."""
 
-    shapes: tuple[str, ...] = Field(("compressor-3mb",), min_length=1)  # names of students/shapes.py
+    shapes: tuple[str, ...] = Field(("wide-3mb",), min_length=1)  # names of students/shapes.py
     systems: tuple[StudentSystem, ...] = Field(("moe", "single", "hard", "ensemble", "random-partition"), min_length=1)
     group_head: bool = Added(False)  # also learn the router's CWE group, on the finished student: `moekd scan` shows it
     training: StudentTraining = StudentTraining()

@@ -43,6 +43,8 @@ SYSTEMS = (
 
 def render_markdown(results: Mapping[str, Any]) -> str:
     """Return the tables of one run as Markdown; every number in them is in `results`."""
+    if not results["rows"]:
+        return "# Nothing measured yet\n\nNone of the finished steps is a system that can be judged.\n"
     table = _Numbers(results)
     title = f"# {table.data}, split {table.split}\n"
     sections = [title, *(section for section in _sections(table) if section)]
