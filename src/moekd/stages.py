@@ -231,7 +231,7 @@ def _partition(settings: MoekdSettings, data: Step, encoder: Step, scheme: str, 
         needs["embeddings"] = Step(
             "embeddings",
             "moekd.experts.shared:embed",
-            reads=("encoder",),
+            reads=("encoder", "experts.training.bf16"),
             needs={"data": data, "encoder": encoder},
             variant={"seed": seed},
         )
