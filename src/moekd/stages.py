@@ -164,6 +164,7 @@ def plan(settings: MoekdSettings) -> list[Step]:
         "moekd.report:results",
         reads=("name", "run", "data.split", "evaluate"),
         needs=needs | {step.label: step for step in reported},
+        version=2,
     )
     return [data, encoder, *reported, *heads, results]
 
