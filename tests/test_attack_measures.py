@@ -142,6 +142,12 @@ def test_signed_ranks_by_hand():
     assert signed_ranks([1, 2], [1, 2]) == 1.0
 
 
+def test_signed_ranks_share_equal_differences():
+    """Six differences of 0.11, one of them up: of the 64 signs 2 * (1 + 6) are as uneven, whatever the last bits."""
+    first, second = [0.62, 0.76, 0.72, 0.60, 0.55, 0.70], [0.51, 0.65, 0.61, 0.71, 0.44, 0.59]
+    assert signed_ranks(first, second) == pytest.approx(14 / 64)
+
+
 def test_holm_by_hand():
     """Smallest times 3, next times 2, last times 1, never falling, at most 1."""
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})

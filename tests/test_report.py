@@ -197,6 +197,17 @@ def test_rows_of_cost(found):
     assert all(row["low"] is row["high"] is row["n"] is None for row in costs)
 
 
+def test_an_attacked_mixture_has_its_costs_once(inputs, tmp_path):
+    """The step that attacks the mixture goes by its name; with one seed a second row would make a mean over seeds."""
+    only = {name: path for name, path in inputs.items() if not name.endswith(" 1")}
+    attack = write_step(tmp_path / "steps", "attack-0", "attack", system="mixture", seed=0)
+    (attack / "results.jsonl").write_text("{}\n")
+    results(settings(run={"seeds": [0]}), {**only, "attack 0": attack}, tmp_path)
+    stored = read_json(tmp_path / "results.json")
+    assert the(stored["rows"], system="mixture", metric="train_seconds")["value"] == 200.0
+    assert stored["over_seeds"]["rows"] == []
+
+
 def test_undefined_numbers_are_left_out(inputs, tmp_path, monkeypatch):
     """A test part without vulnerable functions has no AUROC: no row, and no NaN that breaks JSON readers."""
     parts = PARTS | {"test": [s for s in PARTS["test"] if s.label == 0]}

@@ -114,6 +114,17 @@ def test_plan_of_clusters():
     assert steps["router[router, seed 0]"].needs["partition"].label == "partition[kmeans, seed 0]"
 
 
+def test_embeddings_in_another_precision_are_other_embeddings():
+    """They are computed in the experts' precision, so it is part of their key; so is the k-means partition's."""
+    clusters = {"scheme": "kmeans", "clusters": 4}
+    keys = []
+    for bf16 in (True, False):
+        chosen = settings(partition=clusters, experts={"training": {"bf16": bf16}})
+        keys.append({label: key_of(step, chosen) for label, step in steps_of(chosen).items()})
+    for label in ("embeddings[seed 0]", "partition[kmeans, seed 0]"):
+        assert keys[0][label] != keys[1][label]
+
+
 def test_clusters_from_end_to_end(tmp_path):
     """The random control has as many groups as there are clusters, so that the same router serves it."""
     chosen = settings(

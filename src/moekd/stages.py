@@ -164,6 +164,7 @@ def plan(settings: MoekdSettings) -> list[Step]:
         "moekd.report:results",
         reads=("name", "run", "data.split", "evaluate"),
         needs=needs | {step.label: step for step in reported},
+        version=2,
     )
     return [data, encoder, *reported, *heads, results]
 
@@ -231,7 +232,7 @@ def _partition(settings: MoekdSettings, data: Step, encoder: Step, scheme: str, 
         needs["embeddings"] = Step(
             "embeddings",
             "moekd.experts.shared:embed",
-            reads=("encoder",),
+            reads=("encoder", "experts.training.bf16"),
             needs={"data": data, "encoder": encoder},
             variant={"seed": seed},
         )

@@ -167,7 +167,7 @@ def teacher_side_cost(settings: MoekdSettings, steps: Sequence[Judged]) -> list[
     """Training seconds of all experts and the router together, also as a multiple of the single teacher's."""
     seconds = {(s.system, s.seed): s.cost["train_seconds"] for s in steps if "train_seconds" in s.cost}
     rows = []
-    for step in steps:
+    for step in (one for one in steps if not one.attacked):  # an attack on the mixture goes by its name, too
         experts = seconds.get(("experts", step.seed), seconds.get(("expert-heads", step.seed)))
         router, teacher = seconds.get((ROUTER, step.seed)), seconds.get(("teacher", step.seed))
         if step.system == "mixture" and experts is not None and router is not None and teacher:
