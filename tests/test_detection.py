@@ -73,6 +73,17 @@ def test_scores_of_other_scanners_by_hand():
     assert scores[2] > scores[1] > scores[0] > scores[3] == 0
 
 
+def test_complaints_of_flawfinder_are_no_hits(tmp_path):
+    """Between its rows flawfinder says in plain text what it could not read."""
+    text = f"""Error: File ended while in string.
+File,Line,Column,Level,Category
+{tmp_path}/3.c,1,2,4,buffer
+Error: File ended while in string.
+{tmp_path}/12.cpp,9,1,0,"a, b"
+"""
+    assert benchmark.flawfinder_levels(text, tmp_path) == [(3, 4.0), (12, 0.0)]
+
+
 def test_the_report_shows_a_detection_result(tmp_path):
     row = {
         "precision_at_top": {"0.01": 0.5, "0.05": 0.25, "0.1": 0.125},
