@@ -64,7 +64,7 @@ def card(
         "## Measured on test functions, balanced classes",
         _table(["measure", "value", "interval"], [_row(row) for row in rows if _is_test(row)]),
     ]
-    others = [row for row in rows if row["part"] not in ("valid", "test") and row["metric"] not in _METRICS]
+    others = [row for row in rows if row["part"] not in ("valid", "test", "cost") and row["metric"] not in _METRICS]
     if others:
         shown = [[row["part"], *_row(row)] for row in others]
         parts += ["## Attacks and groups", _table(["part", "measure", "value", "interval"], shown)]
