@@ -152,6 +152,7 @@ def test_hover_and_suppress(talk):
     talk(conversation)
 
 
-def test_a_missing_model_is_told_before_the_start():
+def test_a_missing_model_is_told_before_the_start(monkeypatch, tmp_path):
+    monkeypatch.setattr("moekd.scan.run.PACKAGED", tmp_path / "none")
     with pytest.raises(SettingsError, match="no model"):
         Server(ScanSettings())
