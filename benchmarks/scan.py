@@ -51,11 +51,12 @@ class Cost:
 def main() -> None:
     arguments = parse()
     result: dict[str, Any] = {"benchmark": "scan", "cores": os.cpu_count(), "rounds": arguments.rounds, "trees": []}
+    text = ""
     for tree in arguments.trees:
         result["trees"].append(of_tree(tree, arguments))
-    text = json.dumps(result, indent=2)
-    if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(result, indent=2)
+        if arguments.out:  # after each tree: a run takes the better part of an hour
+            arguments.out.write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
