@@ -32,6 +32,7 @@ from moekd.data.text import count_lines
 from moekd.evaluate import precision_at_top, recall_at_alarms
 from moekd.files import sha256_text, write_json
 from moekd.records import Sample
+from moekd.steps import commit
 
 TOPS = (0.01, 0.05, 0.1)  # shares of the functions that are looked at
 ALARMS_PER_KLOC = (1.0, 5.0)
@@ -198,17 +199,6 @@ def model_facts(folder: Path) -> dict[str, Any]:
     facts = json.loads((folder / "model.json").read_bytes())
     digests = {name: one["sha256"] for name, one in facts["files"].items()}
     return {"name": facts["name"], "precision": facts["precision"], "digests": digests}
-
-
-def commit() -> str | None:
-    ended = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    return ended.stdout.strip() or None
 
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ from typing import Any
 
 import numpy as np
 
+from moekd.scan.model import FACTS_FILE
+from moekd.steps import commit
+
 OTHERS = {
     "flawfinder": ["flawfinder", "--quiet", "--dataonly"],
     "cppcheck": ["cppcheck", "--quiet", "--enable=warning"],
@@ -50,7 +53,10 @@ class Cost:
 
 def main() -> None:
     arguments = parse()
-    result: dict[str, Any] = {"benchmark": "scan", "cores": os.cpu_count(), "rounds": arguments.rounds, "trees": []}
+    facts = json.loads((arguments.model / FACTS_FILE).read_text(encoding="utf-8"))
+    result: dict[str, Any] = {"benchmark": "scan", "commit": commit(), "cores": os.cpu_count()}
+    result |= {"model": {name: one["sha256"] for name, one in facts["files"].items()}}
+    result |= {"rounds": arguments.rounds, "trees": []}
     text = ""
     for tree in arguments.trees:
         result["trees"].append(of_tree(tree, arguments))
