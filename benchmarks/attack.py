@@ -43,6 +43,7 @@ from moekd import numerics
 from moekd.attack import ClassifierVictim, Names, SavedVictim, attack, frequent_names
 from moekd.attack.victims import p_vulnerable
 from moekd.rewrite import Template
+from moekd.steps import commit
 
 if TYPE_CHECKING:
     from moekd.classifier import Classifier
@@ -108,7 +109,8 @@ def main() -> None:
     numerics.configure(1)
     attacked, others = drawn(chosen.data, chosen.functions)
     found = {Path(name).name: measured(name, attacked, others, chosen) for name in chosen.models}
-    text = json.dumps({"functions": chosen.functions, "budget": chosen.budget, "threads": 1} | found, indent=1)
+    about = {"commit": commit(), "functions": chosen.functions, "budget": chosen.budget, "threads": 1}
+    text = json.dumps(about | found, indent=1)
     print(text)
     if chosen.out:
         chosen.out.write_text(text + "\n")
