@@ -469,3 +469,18 @@ def test_pretraining_runs_have_a_section(tmp_path):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:5] == ["mini", "roberta, 4 x 256", "masked-tokens", "20.5 M", "8,123"]
     assert cells[5:] == ["2.500", "0.512", "0.250", "0.250", "0.250", "–", "0123456789ab"]
+
+
+def test_the_cost_of_a_scan_has_a_section(tmp_path):
+    """Medians over the rounds, by hand: 2 s of 1, 2, 9; 3.0 times the pipeline of 2, 3, 4."""
+    cost = {"seconds": [9.0, 1.0, 2.0], "peak_bytes": 123_000_000, "functions_per_second": 50.0}
+    tree = {"tree": "sox", "counts": {"functions": 100, "lines": 2000}, "costs": {"moekd, 1 core": cost}}
+    tree |= {"times_the_pipeline": {"moekd, 1 core / pipeline, 1 core": [4.0, 2.0, 3.0]}, "lines_per_second_cold": 1000}
+    tree |= {"limit_seconds_one_core": {"layers": 0.5, "attention": 0.25, "gflops_per_second": 97.0}}
+    result = {"benchmark": "scan", "commit": "c" * 40, "model": {"model.onnx": "d" * 64}, "cores": 2, "rounds": 3}
+    write_json(tmp_path / "quick.json", result | {"trees": [tree]})
+    text = render_results_doc([tmp_path / "quick.json"])
+    assert "## Cost of a scan: quick" in text
+    assert "| moekd, 1 core | 2.0 | 50 | 123 |" in text
+    assert "On 1 core 3.0 times the pipeline's functions per second." in text
+    assert "alone take 0.8 s on one core" in text

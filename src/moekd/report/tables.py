@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from moekd.files import read_json
 from moekd.report.attacks import over_settings_table, transfer_tables, validity_table
 from moekd.report.detection import render_detection
+from moekd.report.scanning import render_scanning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,7 +56,8 @@ def render_results_doc(paths: Sequence[Path]) -> str:
     """Return `docs/results.md`: a section for each `results.json`, in the given order, then the pre-training runs.
 
     Args:
-        paths: `results.json` of runs, manifests of finished `pretrain` steps, results of benchmarks/detection.py.
+        paths: `results.json` of runs, manifests of finished `pretrain` steps, results of
+            benchmarks/detection.py and benchmarks/scan.py.
     """
     header = (
         "# Results\n\n"
@@ -71,6 +73,9 @@ def render_results_doc(paths: Sequence[Path]) -> str:
         f"# Detection at the natural ratio: {name}\n\n{render_detection(one)}"
         for name, one in found
         if one.get("benchmark") == "detection"
+    ]
+    sections += [
+        f"# Cost of a scan: {name}\n\n{render_scanning(one)}" for name, one in found if one.get("benchmark") == "scan"
     ]
     return "\n".join([header, *(f"#{section}" for section in sections)])
 
