@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from moekd.report.markdown import markdown_table, short_commit
 from moekd.scan.findings import LIMITS
 from moekd.scan.model import FILES
 
@@ -54,7 +55,7 @@ def card(
         "# The default student of `moekd scan`",
         f"{facts['provenance']['parameters']:,} parameters, {facts['precision']}, {size_bytes:,} bytes with tokenizer "
         f"and facts; reads {facts['max_tokens']} tokens of a function. Made by `moekd export` from "
-        f"`{student[0]}`, shape `{student[1]}`, commit {(made['commit'] or 'unknown')[:12]}. CWE groups told apart: "
+        f"`{student[0]}`, shape `{student[1]}`, commit {short_commit(made['commit'])}. CWE groups told apart: "
         f"{groups}.",
         "## Data",
         f"Data set {rows[0]['data']}, split {rows[0]['split']}, training seeds "
@@ -62,12 +63,12 @@ def card(
         f"`{calibration['data']}`; thresholds from {natural['functions']:,} functions of `{natural['data']}`, "
         f"{natural['vulnerable']:,} of them vulnerable.",
         "## Measured on test functions, balanced classes",
-        _table(["measure", "value", "interval"], [_row(row) for row in rows if _is_test(row)]),
+        markdown_table(["measure", "value", "interval"], [_row(row) for row in rows if _is_test(row)]),
     ]
     others = [row for row in rows if row["part"] not in ("valid", "test", "cost") and row["metric"] not in _METRICS]
     if others:
         shown = [[row["part"], *_row(row)] for row in others]
-        parts += ["## Attacks and groups", _table(["part", "measure", "value", "interval"], shown)]
+        parts += ["## Attacks and groups", markdown_table(["part", "measure", "value", "interval"], shown)]
     parts += ["## Measured at the natural ratio", *_natural(facts, detection)]
     parts += [
         "## As exported",
@@ -78,7 +79,7 @@ def card(
         "## What it cannot do",
         LIMITS,
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
 def _digests(facts: dict[str, Any]) -> dict[str, str]:
@@ -105,16 +106,12 @@ def _natural(facts: dict[str, Any], detection: dict[str, Any] | None) -> list[st
         ]
         for row in facts["thresholds"]["rows"]
     ]
-    found = ["Thresholds:", _table(head, rows)]
+    found = ["Thresholds:", markdown_table(head, rows)]
     if detection is not None:
         from moekd.report.detection import render_detection
 
         found.append(render_detection(detection))
     return found
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
 
 
 if __name__ == "__main__":

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from functools import partial
 
+import interrupting
 import numpy as np
 import pytest
 import torch
@@ -101,30 +97,11 @@ def test_ctrl_c_ends_the_attacks_and_their_processes(model, data, tmp_path):
     """Exit code 130, one line on stderr, no process left; the file holds what was found."""
     out = tmp_path / "a.jsonl"
     options = ["--data", str(data), "--out", str(out), "--budget", "400", "--quiet"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moekd", "attack", str(model), *options],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A job in the background of a script ignores the signal, and so would its children.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+    process = interrupting.start("attack", str(model), *options)
     while process.poll() is None and not (out.exists() and out.read_bytes().count(b"\n") > 2):
         time.sleep(0.01)
-    assert process.poll() is None, "it must still be at work for this test to tell anything"
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert said == "moekd: interrupted; the same command continues from here\n"
+    interrupting.interrupt(process, within=10)
     assert read_results(out)
-    for _ in range(100):
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    raise AssertionError("a process is left")
 
 
 def test_exit_codes_of_bad_input(model, data, tmp_path, capsys):

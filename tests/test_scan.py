@@ -12,9 +12,9 @@ import sys
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
 
+import interrupting
 import pytest
 
 from moekd import cli, console, processes
@@ -427,24 +427,9 @@ def test_ctrl_c_ends_the_scan_and_its_workers(project, exported, functions):
         (project / "src" / f"big{number}.c").write_text(
             "\n".join(one.func.replace("(", f"_{number}(", 1) for one in functions)
         )
-    command = [sys.executable, "-m", "moekd", "scan", "src", "--model", str(exported), "--workers", "2"]
-    scan = subprocess.Popen(
-        [*command, "--no-cache"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A job in the background of a script ignores the signal, and so would its children.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+    scan = interrupting.start("scan", "src", "--model", str(exported), "--workers", "2", "--no-cache")
     time.sleep(2.5)
-    assert scan.poll() is None, "it must still be at work for this test to tell anything"
-    os.killpg(scan.pid, signal.SIGINT)
-    _, said = scan.communicate(timeout=120)
-    assert scan.returncode == 130
-    assert said == "moekd: interrupted; the same command continues from here\n"
-    assert is_gone(scan.pid)
+    interrupting.interrupt(scan, within=3)
 
 
 def test_ctrl_c_does_not_reach_a_worker_that_starts():
@@ -458,16 +443,6 @@ def test_ctrl_c_does_not_reach_a_worker_that_starts():
     processes.submit(Pool(), len, [])
     assert signal.SIGINT in blocked[0]
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-
-def is_gone(group: int) -> bool:
-    for _ in range(30):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 # ------------------------------------------------------------------------------------------- inputs that hurt

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from moekd.report.markdown import markdown_table, short_commit
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -19,10 +21,8 @@ def render_detection(result: Mapping[str, Any]) -> str:
         + [f"{one['recall_at_alarms'][str(alarms)]:.3f}" for alarms in result["alarms_per_kloc"]]
         for name, one in result["detectors"].items()
     ]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
     source = (
-        f"*commit {(result['commit'] or 'unknown')[:12]}; data {about['data']} {about['digest'][:12]}; seed "
-        f"{result['seed']}*"
+        f"*commit {short_commit(result['commit'])}; data {about['data']} {about['digest'][:12]}; seed {result['seed']}*"
     )
     share = about["vulnerable"] / about["count"]
     note = (
@@ -30,4 +30,4 @@ def render_detection(result: Mapping[str, Any]) -> str:
         f"reaches {share:.2%} at any top. Disjoint from what was learned by {about['disjoint']}. "
         "Ties count as broken at random; a threshold never cuts through one."
     )
-    return f"{source}\n\n{note}\n\n{table}\n"
+    return f"{source}\n\n{note}\n\n{markdown_table(head, rows)}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
+from moekd.report.markdown import markdown_table, short_commit
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -14,14 +16,14 @@ _HEAD = ["contestant", "seconds", "functions per second", "peak memory, MB"]
 def render_scanning(result: Mapping[str, Any]) -> str:
     """Return a table for each tree as Markdown; every number in it is in `result`."""
     source = (
-        f"*commit {(result['commit'] or 'unknown')[:12]}; model {result['model']['model.onnx'][:12]}; "
+        f"*commit {short_commit(result['commit'])}; model {result['model']['model.onnx'][:12]}; "
         f"{result['cores']} cores; median of {result['rounds']} rounds*"
     )
     note = (
         "moekd starts with an empty cache unless it says cached. A pipeline is Hugging Face's with the same student on "
         "some of the tree's functions, its start and the search for functions not counted."
     )
-    return "\n\n".join([source, note, *(_tree(one) for one in result["trees"])]) + "\n"
+    return "\n\n".join([source, note, *(_tree(one) for one in result["trees"])])
 
 
 def _tree(one: Mapping[str, Any]) -> str:
@@ -35,7 +37,6 @@ def _tree(one: Mapping[str, Any]) -> str:
         ]
         for name, cost in one["costs"].items()
     ]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in [_HEAD, ["---"] * len(_HEAD), *rows])
     said = [
         f"**{one['tree']}**: {counts['functions']:,} functions of {counts['lines']:,} lines; "
         f"{one['lines_per_second_cold']:,} lines a second on one core."
@@ -50,4 +51,4 @@ def _tree(one: Mapping[str, Any]) -> str:
             f"The student's float32 products alone take {limit['layers'] + limit['attention']:.1f} s on one core at "
             f"{limit['gflops_per_second']:.0f} GFLOP/s."
         )
-    return f"{' '.join(said)}\n\n{table}"
+    return f"{' '.join(said)}\n\n{markdown_table(_HEAD, rows)}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from moekd.files import read_json
 from moekd.report.attacks import over_settings_table, transfer_tables, validity_table
 from moekd.report.detection import render_detection
+from moekd.report.markdown import markdown_table, short_commit
 from moekd.report.scanning import render_scanning
 
 if TYPE_CHECKING:
@@ -80,13 +81,6 @@ def render_results_doc(paths: Sequence[Path]) -> str:
     return "\n".join([header, *(f"#{section}" for section in sections)])
 
 
-def short_commit(commit: str | None) -> str:
-    """Twelve digits, and whether files had been changed since."""
-    if commit is None:
-        return "unknown"
-    return commit[:12] + (" (changed)" if commit.endswith("-dirty") else "")
-
-
 def _pretraining_section(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """One row for each pre-training run, from its manifest."""
     head = ["run", "shape", "objective", "tokens", "tokens/s", "loss, nats", "accuracy", "unigram", "trigram"]
@@ -111,7 +105,7 @@ def _pretraining_section(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         "(trigram) or between its neighbours. Loss curves are in the result files. Tokens a second were taken beside "
         "other work."
     )
-    return f"# Pre-training\n\n{note}\n\n{_table(head, rows)}"
+    return f"# Pre-training\n\n{note}\n\n{markdown_table(head, rows)}"
 
 
 class _Numbers:
@@ -227,7 +221,7 @@ def _router_section(table: _Numbers) -> str:
         for name in ("vulnerable", "not_vulnerable")
     ]
     head = ["first choice for", *(metric.removeprefix("routed_to:") for metric in groups)]
-    return f"{text}\n{_table(head, shares)}" if rows else ""
+    return f"{text}\n{markdown_table(head, shares)}" if rows else ""
 
 
 def _comparison_section(table: _Numbers) -> str:
@@ -346,15 +340,7 @@ def _named(system: tuple[str, str | None]) -> list[str]:
 
 
 def _section(title: str, table: _Numbers, head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
-    return f"## {title}\n\n{note}\n{table.source()}\n\n{_table(head, rows)}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text."""
-    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
-    cells = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    return f"## {title}\n\n{note}\n{table.source()}\n\n{markdown_table(head, rows)}"
 
 
 def _shown(metric: str, value: float) -> str:
