@@ -42,6 +42,9 @@ OTHERS = {
     "semgrep": ["semgrep", "scan", "--quiet", "--metrics=off", "--disable-version-check"],
 }
 
+#: Exit codes of ours and of flawfinder's (a file that is not UTF-8) where all but some files were read.
+SKIPPED_A_FILE = (4, 15)
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -164,10 +167,10 @@ sys.exit(ended.returncode)
 
 
 def run(command: list[str]) -> Cost:
-    """Run a program to its end; one that fails has no cost. 4 is our code for a file that was not scanned."""
+    """Run a program to its end; one that fails has no cost."""
     started = time.perf_counter()
     ended = subprocess.run([sys.executable, "-c", _LAUNCHER, *command], capture_output=True, text=True)
-    if ended.returncode not in (0, 4):
+    if ended.returncode not in (0, *SKIPPED_A_FILE):
         raise SystemExit(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr[-2000:]}")
     return Cost(time.perf_counter() - started, int(ended.stdout) * 1024)
 
