@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertConfig
 
-from moekd.classifier import Classifier, build, place_of, roberta
+from moekd.classifier import Classifier, build, ngrams, place_of, roberta
 from moekd.config import Encoder, Training
 from moekd.errors import SettingsError
 from moekd.experts.training import _start_from
@@ -171,6 +171,21 @@ def test_the_table_has_a_rate_of_its_own(tokenizer):
     assert sum(len(group["params"]) for group in groups) == len(rates) == len(list(model.parameters()))
     assert rates.pop(id(model.ngrams.weight)) == 3e-3
     assert set(rates.values()) == {1e-4}
+
+
+def test_the_table_alone_is_a_saved_classifier(tokenizer, tmp_path):
+    """As its own model it gives the table's logits, padded or not, and is read back as what was written."""
+    model = ngrams(tokenizer=tokenizer, max_length=32, buckets=_BUCKETS, labels=("a", "b", "c"))
+    with torch.no_grad():
+        model.ngrams.weight.copy_(torch.arange(_BUCKETS * 2, dtype=torch.float32).reshape(_BUCKETS, 2) / 100)
+    texts = ["int f(int n) { return n; }", "void g() {}"]
+    classifier = Classifier(model.eval(), tokenizer, 32)
+    classifier.save_pretrained(tmp_path)
+    read = Classifier.from_pretrained(tmp_path)
+    assert read.max_length == 32
+    rows = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
+    alone = torch.cat([model.ngrams(row) for row in rows]).detach().numpy()
+    np.testing.assert_allclose(read.logits(texts), alone, rtol=1e-6)
 
 
 def test_other_architectures_are_refused():

@@ -345,7 +345,7 @@ def _scores(
     return Step(
         "scores",
         "moekd.mixture.score:score_experts",
-        reads=("encoder", "experts", "mixture.table", *(("mixture.k",) if selected else ())),
+        reads=("encoder", "experts", "router.model", "mixture.table", *(("mixture.k",) if selected else ())),
         needs={**needs, **asked},
         variant=variant,
     )

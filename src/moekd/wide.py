@@ -6,7 +6,7 @@ first. Both add up to one logit here and are trained together. The table reads t
 a model stays one file, and texts are cut at the same place.
 
 Source of the idea: Cheng et al. 2016, arXiv:1606.07792. Importing this module tells transformers' Auto classes of the
-two architectures; without it they refuse the saved models instead of loading them without their table.
+architectures; without it they refuse the saved models instead of loading them without their table.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     ModernBertConfig,
     ModernBertForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
 from transformers import initialization as init
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from moekd.errors import SettingsError
 
@@ -138,7 +141,41 @@ _WIDE: dict[str, tuple[Any, Any]] = {
     "modernbert": (WideModernBertConfig, WideModernBertForSequenceClassification),
     "roberta": (WideRobertaConfig, WideRobertaForSequenceClassification),
 }
-for _config, _model in _WIDE.values():
+
+
+class NGramConfig(PreTrainedConfig):
+    """Sizes of an `NGramForSequenceClassification`: `ngram_buckets`, and the tokens that are read of a text."""
+
+    model_type = "moekd-ngrams"
+
+    def __init__(self, ngram_buckets: int = 1, max_position_embeddings: int = 512, **settings: Any) -> None:
+        self.ngram_buckets = ngram_buckets
+        self.max_position_embeddings = max_position_embeddings
+        super().__init__(**settings)
+
+
+class NGramForSequenceClassification(PreTrainedModel):
+    """The table alone: a linear classifier with the habits of any other."""
+
+    config_class = NGramConfig
+    _supports_sdpa = True  # it has no attention, so any kernel will do
+
+    def __init__(self, config: NGramConfig) -> None:
+        super().__init__(config)
+        self.ngrams = NGramTable(config.ngram_buckets, config.num_labels)
+        self.post_init()
+
+    def _init_weights(self, module: Any) -> None:
+        if isinstance(module, NGramTable):
+            init.zeros_(module.weight)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
+    ) -> SequenceClassifierOutput:
+        return SequenceClassifierOutput(logits=self.ngrams(input_ids, attention_mask))
+
+
+for _config, _model in (*_WIDE.values(), (NGramConfig, NGramForSequenceClassification)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModelForSequenceClassification.register(_config, _model, exist_ok=True)
 
