@@ -199,7 +199,7 @@ def test_a_linear_router_learns_groups_without_an_encoder(inputs, corpus, tmp_pa
     router = Classifier.from_pretrained(tmp_path / "model")
     groups = load_groups(inputs["partition"])
     assert {name: tuple(value.shape) for name, value in router.model.state_dict().items()} == {
-        "ngrams.weight": (4096, len(groups.names) - 1)
+        "ngrams.weight": (4096, len(groups.names))
     }
     vulnerable = [sample for sample in corpus.samples["train_a"] if sample.label]
     found = router.logits([sample.func for sample in vulnerable]).argmax(1)

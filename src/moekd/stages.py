@@ -296,7 +296,7 @@ def _router(settings: MoekdSettings, corpus: Mapping[str, Step], partition: Step
             reads=("encoder", "experts.training", "router.gamma"),
             needs=needs,
             variant=variant,
-            version=2,
+            version=3,
         )
     if settings.router.start == "teacher":
         needs["teacher"] = teacher
@@ -306,6 +306,7 @@ def _router(settings: MoekdSettings, corpus: Mapping[str, Step], partition: Step
         reads=("encoder", "router"),
         needs=needs,
         variant=variant,
+        version=2,
     )
 
 

@@ -44,12 +44,14 @@ class NGramTable(torch.nn.Module):
     """Logits of the set of n-grams of a text.
 
     Attributes:
-        weight: (buckets, classes - 1), log-odds of each class but the first against the first; zero at the start.
+        weight: (buckets, 1), log-odds of the second of two classes, or (buckets, classes) of more; zero at the start.
+            Of more than two none may be left out as the one to compare with: it would be the answer to texts of
+            which the table knows nothing, and the optimiser would move all others' weights for each of its examples.
     """
 
     def __init__(self, buckets: int, classes: int) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(buckets, classes - 1))
+        self.weight = torch.nn.Parameter(torch.zeros(buckets, 1 if classes == 2 else classes))
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits, float32, (texts, classes), of ids (texts, tokens); `mask` is 0 at padding."""
@@ -58,10 +60,10 @@ class NGramTable(torch.nn.Module):
         new = torch.cat([torch.ones_like(found[:, :1], dtype=torch.bool), found[:, 1:] != found[:, :-1]], dim=1)
         counted = (new & (found < buckets)).to(self.weight.dtype)
         weights = torch.nn.functional.embedding(found.clamp(max=buckets - 1), self.weight)
-        total = (weights * counted[..., None]).sum(1)  # (texts, classes - 1)
+        total = (weights * counted[..., None]).sum(1)  # (texts, 1) or (texts, classes)
         norm = counted.sum(1, keepdim=True).clamp(min=1).sqrt()
         logits = total * (_SCALE / norm)
-        return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+        return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 def ngram_buckets(ids: torch.Tensor, mask: torch.Tensor | None, *, buckets: int) -> torch.Tensor:

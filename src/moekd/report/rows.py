@@ -139,9 +139,8 @@ def router_rows(
         with_cwe = np.array([s.cwe is not None for s in samples])
         known = (true >= 0) & with_cwe
         judged = [(part, logits, true >= 0), (f"{part}/known-cwe", logits, known)]
-        if UNKNOWN in groups.names:
-            without = np.where(np.array(groups.names) == UNKNOWN, -np.inf, logits)
-            judged.append((f"{part}/among-known", without, known))
+        if groups.names[-1] == UNKNOWN:
+            judged.append((f"{part}/among-known", logits[:, :-1], known))
         for name, answers, chosen in judged:
             if chosen.any():
                 measures = evaluate.routing(answers[chosen], true[chosen])
