@@ -130,8 +130,16 @@ def test_too_few_points(space):
 
 
 def test_a_candidate_without_the_measure(space):
-    with pytest.raises(DataError, match=r"no finite flips: Configuration\(vocabulary="):
+    with pytest.raises(DataError, match=r"flips must be a share.*got no value of Configuration\(vocabulary="):
         fit_surrogate(space, evaluated(space, 10), "flips", model="bayesian-ridge", seed=0)
+
+
+@pytest.mark.parametrize("value", [61.5, -0.1, float("nan"), float("inf")])
+def test_percentages_are_refused(space, value):
+    """61.5 would give an error of -60.5 and a hypervolume of nonsense."""
+    points = [*evaluated(space, 10), Evaluated(some(space, 1, seed=3)[0], {"accuracy": value})]
+    with pytest.raises(DataError, match=rf"accuracy must be a share from 0 to 1 .* got {value:g} of"):
+        fit_surrogate(space, points, "accuracy", model="bayesian-ridge", seed=0)
 
 
 def test_features_by_hand():
@@ -410,6 +418,8 @@ def test_the_command_draws_the_front(capsys, ledger, tmp_path):
         (["avatar", "--budget", "20kB"], "size constraint (4 x parameters by its formula <= 20,000 bytes)"),
         (["compressor", "--budget", "20kB"], "Ask for --budget 108296"),
         (["compressor", "--budget", "small"], "--budget wants a size"),
+        (["compressor", "--points", "x.jsonl"], "compressor's fitness is a formula and reads no candidates: leave --p"),
+        (["moekd", "--points", "x.jsonl", "--config", "c.toml"], "trains others (c.toml): leave one of them out"),
     ],
 )
 def test_what_the_command_refuses(capsys, arguments, said):

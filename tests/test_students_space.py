@@ -84,6 +84,18 @@ def test_points_at_random_obey_the_constraints(avatar):
     assert max(one.hidden_dropout for one in found) == 0.5
 
 
+def test_a_latin_hypercube_draws_from_every_slice_once(avatar):
+    """12 points on 12 layers, 24 on 12 heads, 8 on 4 dropouts: each value once, twice, twice; the seed decides."""
+    rows = {count: avatar.latin_hypercube(count, np.random.default_rng(1)) for count in (12, 24, 8)}
+    names = list(avatar.axes)
+    for count, name in ((12, "layers"), (24, "heads"), (8, "hidden_dropout")):
+        values = [getattr(avatar.configuration(row), name) for row in rows[count]]
+        assert sorted(values) == sorted(list(avatar.axes[name]) * (count // len(avatar.axes[name])))
+    assert (rows[12] == avatar.latin_hypercube(12, np.random.default_rng(1))).all()
+    hidden, heads = rows[24][:, names.index("hidden")], rows[24][:, names.index("heads")]
+    assert all((16 + h) % (1 + a) == 0 for h, a in zip(hidden, heads, strict=True)), "repaired"
+
+
 def test_repair_moves_hidden_to_the_nearest_width():
     """Heads 12 and hidden 32 -> 36; positions beyond an axis return to its end; fractions are rounded."""
     space = avatar_space(3_000_000)

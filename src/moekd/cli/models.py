@@ -144,6 +144,7 @@ def search(
     """
     from moekd.students import search as searches
 
+    _require_one_source(kind, points, config)
     budget_bytes = searches.parse_bytes(budget)
     result: dict[str, Any]
     if kind == "compressor":
@@ -172,6 +173,22 @@ def search(
         print_json(result)
     else:
         typer.echo(searches.render(result))
+
+
+def _require_one_source(kind: str, points: Path | None, config: Path | None) -> None:
+    """Refuse candidates that would be passed over in silence."""
+    from moekd.errors import SettingsError
+
+    if kind == "compressor" and (points or config):
+        raise SettingsError(
+            "compressor's fitness is a formula and reads no candidates: leave "
+            f"{'--points' if points else '--config'} out"
+        )
+    if points and config:
+        raise SettingsError(
+            f"--points gives evaluated candidates ({points}) and --config trains others ({config}): "
+            "leave one of them out"
+        )
 
 
 def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
