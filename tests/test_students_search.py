@@ -19,14 +19,13 @@ from moekd.students.search import RECIPES, parse_bytes, pick, search
 from moekd.students.space import Configuration, avatar_space, moekd_space, shipped_bytes
 from moekd.students.surrogate import features, fit_surrogate, spread
 
-UNEVEN = json.dumps(
-    {
-        "configuration": vars(
-            Configuration(vocabulary=1000, layers=1, hidden=18, heads=4, intermediate=32, max_length=256)
-        ),
-        "values": {},
-    }
-)
+SMALLEST = {"vocabulary": 1000, "layers": 1, "hidden": 16, "heads": 4, "intermediate": 32, "max_length": 256}
+
+
+def line(**changed) -> str:
+    return json.dumps({"configuration": SMALLEST | changed, "values": {}})
+
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ABOUT = {"data": "none", "seed": 0}
 
@@ -89,7 +88,11 @@ def test_a_ledger_of_other_data_is_refused(space, tmp_path):
         ('{"rows": 3}\n', "line 1: no record"),
         ('{"about": {}}\n{"configuration": {"layers": 2}, "values": {}}\n', "line 2: no record"),
         ('{"about": {}}\nnothing\n', "line 2: no record"),
-        ('{"about": {}}\n' + UNEVEN + "\n", r"line 2: .*hidden \(18\) must be divisible by heads \(4\)"),
+        ('{"about": {}}\n' + line(hidden=18) + "\n", r"line 2: .*hidden \(18\) must be divisible by heads \(4\)"),
+        ('{"about": {}}\n' + line(layers="2") + "\n", "line 2: .*layers must be a whole number of 1 or more, got '2'"),
+        ('{"about": {}}\n' + line(heads=0) + "\n", "line 2: .*heads must be a whole number of 1 or more, got 0"),
+        ('{"about": {}}\n' + line(learning_rate=0) + "\n", "line 2: .*learning_rate must be above 0, got 0"),
+        ('{"about": {}}\n' + line(hidden_dropout=1) + "\n", "line 2: .*hidden_dropout must be 0 or more and below 1"),
     ],
 )
 def test_a_damaged_ledger_names_its_line(tmp_path, content, said):

@@ -118,7 +118,7 @@ def test_a_narrow_space_lowers_the_heads():
 def test_an_empty_set_names_the_constraint_and_the_nearest_budget():
     """AVATAR's smallest: h 16, i 32, L 1, v 1000, s 256."""
     smallest = 4 * reference_parameters(1, 16, 32, 1000, 256)
-    with pytest.raises(SettingsError, match=rf"AVATAR space.*4 x parameters.*<= 50,000 bytes.*--budget {smallest}"):
+    with pytest.raises(SettingsError, match=rf"AVATAR's space.*4 x parameters.*<= 50,000 bytes.*--budget {smallest}"):
         avatar_space(50_000)
     assert avatar_space(smallest).axes["hidden"] == range(16, 17)
     with pytest.raises(SettingsError, match=r"our space .*int8, estimated <= 50,000 bytes.*--budget (\d+)") as error:

@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 
 SpaceName: TypeAlias = Literal["avatar", "moekd"]
 
+_WHOLE = ("vocabulary", "layers", "hidden", "heads", "intermediate", "max_length", "batch_size")
+
 
 @dataclass(frozen=True)
 class Configuration:
-    """One student and how it is trained. Fields that a space does not search keep these values."""
+    """One student and how it is trained. Fields that a space does not search keep these values.
+
+    Raises:
+        ValueError: a size is no whole number of 1 or more, or a rate is out of range; configurations come from files.
+    """
 
     vocabulary: int
     layers: int
@@ -40,6 +46,17 @@ class Configuration:
     attention_dropout: float = 0.0
     learning_rate: float = 1e-3
     batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in _WHOLE:
+            size = getattr(self, name)
+            if not (isinstance(size, int) and size >= 1):
+                raise ValueError(f"{name} must be a whole number of 1 or more, got {size!r}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate!r}")
+        for name, share in (("hidden", self.hidden_dropout), ("attention", self.attention_dropout)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name}_dropout must be 0 or more and below 1, got {share!r}")
 
     def shape(self) -> Shape:
         """The architecture; RoBERTa's positions start two rows late. ValueError if heads do not divide hidden."""
@@ -172,7 +189,7 @@ def prune(grid: Mapping[str, range], budget_bytes: int) -> dict[str, tuple[int, 
     solver.add(at["hidden"] % at["heads"] == 0, size <= budget_bytes)
     if solver.check() != z3.sat:
         smallest = 4 * reference_parameters(*(grid[name].start for name in _FORMULA))
-        raise _nothing_fits("AVATAR", budget_bytes, smallest, "4 x parameters by its formula")
+        raise _nothing_fits("AVATAR's", budget_bytes, smallest, "4 x parameters by its formula")
 
     def exists(condition: z3.BoolRef) -> bool:
         answer = solver.check(condition)
