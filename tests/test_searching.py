@@ -78,7 +78,7 @@ def result() -> dict:
         "compressor": [row],
         "avatar": searched("invented"),
         "morph": searched("invented"),
-        "moekd": searched("trained") | {"candidates_from": about},
+        "moekd": searched("trained") | {"candidates_from": about, "candidates_accuracy": spread(0.5, 0.625, 0.75)},
         "age-moea": {"seeds": 10, "hypervolume": spread(0.4, 0.47, 0.5), "skipped": "no numba"},
         "beside": {"avatar-3mb": "ours, 1"},
         "costs": {
@@ -107,7 +107,8 @@ def test_the_report_shows_the_searches(result, tmp_path):
         "| AVATAR | 14, invented | accuracy 0.013 (0.020) | 5,000 | 2.2 | 0.450 (0.400 to 0.500) | 41 | 3 of 10 |"
         in text
     )
-    assert "Candidates of ours: 5 epochs each, 25 minutes for all of them, commit cccccccccccc." in text
+    candidates = "5 epochs each, 25 minutes for all of them, accuracy 0.625 (0.500 to 0.750), commit cccccccccccc."
+    assert f"Candidates of ours: {candidates}" in text
     assert "mean hypervolume 0.470; pymoo's own was not run (no numba)." in text
 
 

@@ -71,8 +71,7 @@ def _searches(result: Mapping[str, Any]) -> str:
             ),
             f"{one['evaluations']:,}",
             f"{one['seconds']['median']:.1f}",
-            f"{one['hypervolume']['median']:.3f} ({one['hypervolume']['lowest']:.3f} "
-            f"to {one['hypervolume']['highest']:.3f})",
+            _span(one["hypervolume"]),
             f"{one['front']['median']:g}",
             f"{one['distinct_picks']} of {one['seeds']}",
         ]
@@ -88,11 +87,15 @@ def _searches(result: Mapping[str, Any]) -> str:
     return "\n\n".join(part.rstrip("\n") for part in parts)
 
 
+def _span(summary: Mapping[str, float]) -> str:
+    return f"{summary['median']:.3f} ({summary['lowest']:.3f} to {summary['highest']:.3f})"
+
+
 def _trained_candidates(title: str, one: Mapping[str, Any]) -> str:
     made = one["candidates_from"]
     return (
         f"Candidates of {title}: {made['settings']['search.epochs']} epochs each, {made['seconds'] / 60:.0f} minutes "
-        f"for all of them, commit {short_commit(made['commit'])}."
+        f"for all of them, accuracy {_span(one['candidates_accuracy'])}, commit {short_commit(made['commit'])}."
     )
 
 
@@ -156,8 +159,9 @@ def _students(result: Mapping[str, Any]) -> str:
     ]
     note = (
         f"Files are graph and tokenizer as written, the tokenizer trained on {about['tokenizers']:,} functions. "
-        f"Medians over {about['timed']} other functions, timed in turn in one run, each the best of {about['rounds']}, "
-        f"on one thread, tokenising included; data {about['key']}. MFLOPs are of matrix products for 256 tokens."
+        f"Milliseconds are of processor time on one thread, tokenising included: medians over {about['timed']} other "
+        f"functions, scored in turn in one run, each the best of {about['rounds']}; data {about['key']}. MFLOPs are of "
+        "matrix products for 256 tokens."
     )
     correlation = ", ".join(
         f"{about_one:.2f} in {precision}"
