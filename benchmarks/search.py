@@ -79,20 +79,17 @@ def main() -> None:
         if name not in parts:
             raise SystemExit(f"--part {name}: give --data and, for `trained`, --config; or one of {', '.join(parts)}")
         found[name] = parts[name]()
+        found["commits"][name] = commit()
         print(name, found[name])
         if arguments.out:
             write_json(arguments.out, found)  # each part as it comes; the same command continues
 
 
 def begun(out: Path | None) -> dict[str, Any]:
-    """The parts that the file holds already, if it is of this commit."""
+    """The parts that the file holds already; each keeps the commit that it was measured at."""
     if out is None or not out.exists():
-        return {"benchmark": "search", "commit": commit(), "cores": os.cpu_count()}
+        return {"benchmark": "search", "commits": {}, "cores": os.cpu_count()}
     found: dict[str, Any] = read_json(out)
-    if found.get("commit") != commit():
-        raise SystemExit(
-            f"{out} was measured at commit {found.get('commit')}, now it is {commit()}: choose another --out"
-        )
     return found
 
 

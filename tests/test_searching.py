@@ -73,7 +73,7 @@ def result() -> dict:
     about = {"commit": "c" * 40, "seconds": 1500.0, "settings": {"search.epochs": 5}}
     return {
         "benchmark": "search",
-        "commit": "0123456789abcdef",
+        "commits": {"compressor": "0123456789abcdef", "avatar": "0123456789abcdef"},
         "cores": 2,
         "compressor": [row],
         "avatar": searched("invented"),
@@ -126,6 +126,13 @@ def test_ours_beside_a_published_student(result):
     text = lines(render_searching(result))
     assert "| avatar-3mb | ours, 1 | 0.50 | 0.75 | 0.75 | 0.50 | 0.50 | +0.062 | dominates or equals |" in text
     assert "| avatar-3mb | 2 x 32 | 1,000 | 0.00 MB | 0.00 MB | 90 | 12 | 4.00 | 4.00 | 0.750 |" in text
+
+
+def test_parts_of_two_commits_are_told_apart(result):
+    result["commits"] |= {"costs": "f" * 40 + "-dirty"}
+    assert "*commit 0123456789ab: compressor, avatar; commit ffffffffffff (changed): costs; 2 c" in render_searching(
+        result
+    )
 
 
 def test_without_students_there_are_no_tables_of_them(result):

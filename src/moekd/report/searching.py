@@ -23,7 +23,7 @@ _PUBLISHED = (
 def render_searching(result: Mapping[str, Any]) -> str:
     """Return the tables as Markdown; every measured number in them is in `result`."""
     sections = [
-        f"*commit {short_commit(result['commit'])}; {result['cores']} cores, one thread*",
+        f"*{_commits(result['commits'])}; {result['cores']} cores, one thread*",
         f"### Compressor's fitness\n\n{_compressor(result['compressor'])}",
         f"### Searches on surrogates\n\n{_searches(result)}",
         f"### Picks\n\n{_picks(result)}",
@@ -32,6 +32,16 @@ def render_searching(result: Mapping[str, Any]) -> str:
         sections.append(f"### Students, measured\n\n{_students(result)}")
         sections.append(f"### Ours beside the published students\n\n{_beside(result)}")
     return "\n\n".join(sections)
+
+
+def _commits(by_part: Mapping[str, str | None]) -> str:
+    """The commit, or with several the parts that were measured at each."""
+    parts: dict[str, list[str]] = {}
+    for part, commit in by_part.items():
+        parts.setdefault(short_commit(commit), []).append(part)
+    if len(parts) == 1:
+        return f"commit {next(iter(parts))}"
+    return "; ".join(f"commit {commit}: {', '.join(names)}" for commit, names in parts.items())
 
 
 def _compressor(rows: Sequence[Mapping[str, Any]]) -> str:
