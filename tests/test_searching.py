@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import types
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from micro import settings
 
+from moekd.data import load_parts
 from moekd.files import write_json
 from moekd.report import render_results_doc
 from moekd.report.searching import cost_ratios, render_searching, verdict
+from moekd.scorer import save_scores, scores_of
+from moekd.stages import data_step
+from moekd.steps import run_steps
 from moekd.students.cost import cost_of
 from moekd.students.pareto import Point
 from moekd.students.search import Searched
@@ -174,3 +183,30 @@ def test_published_students_without_a_cheaper_one_have_none_beside():
     assert beside == {}
     assert len(students) == 10
     assert students["ours, picked"] == large
+
+
+def test_students_are_trained_as_the_candidates_were(tmp_path, monkeypatch):
+    """From the data and the mixture that the candidates' manifest names; equal architectures train alike, whatever
+    their methods' dropout and rate; a second call trains nothing."""
+    chosen = settings(tmp_path, data={"sources": [{"kind": "embedded", "count": 60}]}, search={"epochs": 1})
+    data = run_steps([data_step()], chosen)["data"]
+    samples = load_parts(data)["train_b"]
+    scores = scores_of(samples, np.array([[-s.label, s.label] for s in samples]))
+    (tmp_path / "mixture" / "m").mkdir(parents=True)
+    save_scores(tmp_path / "mixture" / "m" / "targets.npz", scores)
+    candidates = tmp_path / "candidates" / "c"
+    inputs = {"data": data.name, "targets": "m"}
+    write_json(candidates / "manifest.json", {"key": "c", "inputs": inputs, "variant": {"seed": 0}, "settings": {}})
+    monkeypatch.setattr(benchmark, "load_settings", lambda config, overrides: chosen)
+    arguments = types.SimpleNamespace(
+        points={"moekd": candidates / "points.jsonl"}, config="c.toml", overrides=[], trained=tmp_path / "trained.jsonl"
+    )
+    one = Configuration(vocabulary=300, layers=1, hidden=16, heads=2, intermediate=32, max_length=32)
+    other = replace(one, hidden_dropout=0.5, learning_rate=5e-5, tokenizer="wordpiece", batch_size=16)
+    students = {"ours, picked": one, "compressor-3mb": other, "avatar-3mb": one, "morph-3mb": one, "ours, 1": one}
+    found = benchmark.trained_alike(students, {"avatar-3mb": "ours, 1"}, arguments)
+    assert set(found) == set(students)
+    assert len({one["accuracy"] for one in found.values()}) == 1
+    assert len((tmp_path / "trained.jsonl").read_text().splitlines()) == 2, "the ledger's head and one training"
+    shutil.rmtree(tmp_path / "mixture")
+    assert benchmark.trained_alike(students, {"avatar-3mb": "ours, 1"}, arguments) == found
