@@ -62,7 +62,7 @@ def _compressor(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     note = (
         "Every architecture of its space is scored, so the optimum is exact; the genetic algorithm is the published "
-        "one. Seconds are of one run."
+        "one. Seconds are of wall time, one run."
     )
     return f"{note}\n\n{markdown_table(head, cells)}"
 
@@ -88,8 +88,8 @@ def _searches(result: Mapping[str, Any]) -> str:
         for title, one in found.items()
     ]
     note = (
-        "At 3 MB; medians over seeds. Hypervolumes compare seeds of one search only: each has its own objectives. "
-        "Where measures are invented they say how steady a search is and nothing about students."
+        "At 3 MB; medians over seeds, seconds of wall time. Hypervolumes compare seeds of one search only: each has "
+        "its own objectives. Where measures are invented they say how steady a search is and nothing about students."
     )
     trained = " ".join(_trained_candidates(title, one) for title, one in found.items() if one.get("candidates_from"))
     published = markdown_table(["published", "students trained", "evaluations", "seconds"], list(map(list, _PUBLISHED)))
@@ -121,33 +121,30 @@ def _survival(row: Mapping[str, Any]) -> str:
 def _picks(result: Mapping[str, Any]) -> str:
     head = ["search", "layers", "hidden", "heads", "intermediate", "vocabulary", "length", "parameters"]
     head += ["fp32 files", "int8 files", "MFLOPs", "guessed accuracy"]
-    rows = []
     optimum = result["compressor"][0]
-    shapes = [("Compressor", optimum["architecture"], None)]
-    shapes += [
-        (title, result[kind]["picked"]["configuration"], result[kind]["picked"]) for kind, title in _SEARCHES.items()
+    picks = [("Compressor", optimum["architecture"], optimum["cost"], "–")]
+    for kind, title in _SEARCHES.items():
+        picked = result[kind]["picked"]
+        guess = f"{1 - picked['values']['error']:.3f}" if result[kind]["measures"] == "trained" else "–"
+        picks.append((title, picked["configuration"], picked["cost"], guess))
+    rows = [
+        [
+            title,
+            *(str(shape[name]) for name in ("layers", "hidden", "heads", "intermediate")),
+            f"{shape['vocabulary']:,}",
+            str(shape["max_length"]),
+            f"{cost['parameters']:,}",
+            *(f"{cost[name] / 1e6:.2f} MB" for name in ("fp32_bytes", "int8_bytes")),
+            f"{cost['matrix_flops'] / 1e6:.0f}",
+            guess,
+        ]
+        for title, shape, cost, guess in picks
     ]
-    for title, shape, picked in shapes:
-        cost = optimum["cost"] if picked is None else picked["cost"]
-        rows.append(
-            [title]
-            + [str(shape[name]) for name in ("layers", "hidden", "heads", "intermediate")]
-            + [f"{shape['vocabulary']:,}", str(shape["max_length"]), f"{cost['parameters']:,}"]
-            + [f"{cost[name] / 1e6:.2f} MB" for name in ("fp32_bytes", "int8_bytes")]
-            + [f"{cost['matrix_flops'] / 1e6:.0f}", _guess(result, title, picked)]
-        )
     note = (
         "First seed, 3 MB: by the references' formula for the published searches, all files in int8 for ours. Bytes "
         "are estimates for files as shipped, tokenizer included; MFLOPs are of matrix products for 256 tokens."
     )
     return f"{note}\n\n{markdown_table(head, rows)}"
-
-
-def _guess(result: Mapping[str, Any], title: str, picked: Mapping[str, Any] | None) -> str:
-    kind = next((kind for kind, known in _SEARCHES.items() if known == title), None)
-    if picked is None or kind is None or result[kind]["measures"] != "trained":
-        return "–"
-    return f"{1 - picked['values']['error']:.3f}"
 
 
 def _students(result: Mapping[str, Any]) -> str:
