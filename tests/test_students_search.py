@@ -413,6 +413,12 @@ def test_the_command_draws_the_front(capsys, ledger, tmp_path):
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_file_is_no_folder_for_the_result(capsys, ledger):
+    """Told before the search, which may train for hours."""
+    assert cli.main(["search", "morph", "--points", str(ledger), "--out", str(ledger)]) == 6
+    assert "points.jsonl is a file; name a folder for the result" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from moekd.cli.common import AsJson, Overrides, Quiet, load_settings, print_json
+from moekd.errors import OutputError, SettingsError
 
 
 def export(
@@ -145,6 +146,8 @@ def search(
     from moekd.students import search as searches
 
     _require_one_source(kind, points, config)
+    if out is not None and out.exists() and not out.is_dir():
+        raise OutputError(f"--out {out} is a file; name a folder for the result")
     budget_bytes = searches.parse_bytes(budget)
     result: dict[str, Any]
     if kind == "compressor":
@@ -177,8 +180,6 @@ def search(
 
 def _require_one_source(kind: str, points: Path | None, config: Path | None) -> None:
     """Refuse candidates that would be passed over in silence."""
-    from moekd.errors import SettingsError
-
     if kind == "compressor" and (points or config):
         raise SettingsError(
             "compressor's fitness is a formula and reads no candidates: leave "
