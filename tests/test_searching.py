@@ -13,6 +13,7 @@ import pytest
 from micro import settings
 
 from moekd.data import load_parts
+from moekd.data.embedded import generate
 from moekd.files import write_json
 from moekd.report import render_results_doc
 from moekd.report.searching import cost_ratios, render_searching, verdict
@@ -183,6 +184,19 @@ def test_published_students_without_a_cheaper_one_have_none_beside():
     assert beside == {}
     assert len(students) == 10
     assert students["ours, picked"] == large
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ours, 1", "bpe"), ("morph-3mb", "wordpiece")])
+def test_a_built_student_has_the_parameters_that_were_counted(name, kind):
+    """Ours with our tokenizer, a published one with its method's; both cut a long function where the model ends."""
+    texts = [sample.func for sample in generate(30, 0)]
+    one = Configuration(
+        vocabulary=300, layers=1, hidden=16, heads=2, intermediate=32, max_length=256, tokenizer=kind, activation="relu"
+    )
+    built = benchmark.build(name, one, texts)
+    assert built.facts["parameters"] == replace(one, vocabulary=built.facts["vocabulary"]).parameters()
+    assert built.facts["bytes"]["int8"] < built.facts["bytes"]["float32"]
+    assert [built.answer(precision, texts[0] * 20) for precision in ("float32", "int8")] == [256, 256]
 
 
 def test_students_are_trained_as_the_candidates_were(tmp_path, monkeypatch):
