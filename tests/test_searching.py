@@ -172,8 +172,18 @@ def test_no_student_dearer_by_any_count_is_set_beside():
     )
     front = [Point(small, {"error": 0.4}), Point(middle, {"error": 0.3}), Point(large, {"error": 0.1})]
     found = Searched(front, front[2], {}, {}, 0.5, 1.0)
-    assert benchmark.no_dearer(found, cost_of(middle.shape(), length=benchmark.TOKENS)) == middle
-    assert benchmark.no_dearer(found, cost_of(small.shape(), length=benchmark.TOKENS)) == small
+    assert benchmark.no_dearer(found, cost_of(middle.shape(), length=256)) == middle
+    assert benchmark.no_dearer(found, cost_of(small.shape(), length=256)) == small
+    assert benchmark.no_dearer(found, cost_of(middle.shape(), length=200)) == small, "it reads longer texts"
+
+
+def test_work_is_counted_at_the_longest_text():
+    """Compressor's students read 400 tokens, AVATAR's 351 and ours as many as they have places."""
+    students, _ = benchmark.to_compare(Searched([], Point(Configuration(**SHAPE), {}), {}, {}, 0.5, 1.0))
+    lengths = {"compressor-2mb": 400, "avatar-2mb": 351, "ours, picked": 256}
+    for name, length in lengths.items():
+        expected = cost_of(students[name].shape(), length=length).matrix_flops
+        assert benchmark.counted(name, students[name]).matrix_flops == expected
 
 
 def test_published_students_without_a_cheaper_one_have_none_beside():

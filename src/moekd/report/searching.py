@@ -31,7 +31,7 @@ def render_searching(result: Mapping[str, Any]) -> str:
     if "costs" in result:
         sections.append(f"### Students, measured\n\n{_students(result)}")
         sections.append(f"### Ours beside the published students\n\n{_beside(result)}")
-    return "\n\n".join(sections)
+    return "\n\n".join(section.rstrip("\n") for section in sections) + "\n"
 
 
 def _commits(by_part: Mapping[str, str | None]) -> str:
@@ -168,7 +168,7 @@ def _students(result: Mapping[str, Any]) -> str:
         f"Files are graph and tokenizer as written, the tokenizer trained on {about['tokenizers']:,} functions. "
         f"Milliseconds are of processor time on one thread, tokenising included: medians over {about['timed']} other "
         f"functions, scored in turn in one run, each the best of {about['rounds']}; data {about['key']}. MFLOPs are of "
-        "matrix products for 256 tokens."
+        "matrix products for the longest text that a student reads."
     )
     correlation = ", ".join(
         f"{about_one:.2f} in {precision}"
