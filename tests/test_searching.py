@@ -145,6 +145,13 @@ def test_parts_of_two_commits_are_told_apart(result):
     )
 
 
+def test_costs_of_a_front_of_invented_measures_claim_no_accuracy(result):
+    said = "says nothing about accuracy"
+    assert said not in render_searching(result)
+    result["moekd"]["measures"] = "invented"
+    assert said in render_searching(result)
+
+
 def test_without_students_there_are_no_tables_of_them(result):
     for name in ("costs", "beside", "trained"):
         del result[name]

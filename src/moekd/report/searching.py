@@ -158,7 +158,7 @@ def _students(result: Mapping[str, Any]) -> str:
             f"{one['parameters']:,}",
             *(f"{one['bytes'][precision] / 1e6:.2f} MB" for precision in _PRECISIONS),
             f"{one['tokens_median']:g}",
-            f"{one['matrix_flops'] / 1e6:.0f}",
+            f"{one['matrix_flops'] / 1e6:,.0f}",
             *(f"{statistics.median(one['milliseconds'][precision]):.2f}" for precision in _PRECISIONS),
             f"{trained[name]['accuracy']:.3f}" if name in trained else "–",
         ]
@@ -205,6 +205,8 @@ def _beside(result: Mapping[str, Any]) -> str:
         "Ours divided by the published student; time is the median of the ratios function by function. Of the points "
         "on our front that cost no more by count the one of least guessed error."
     )
+    if result["moekd"]["measures"] != "trained":
+        note += " Its guesses are of invented measures, so the table is of costs and says nothing about accuracy."
     return f"{note}\n\n{markdown_table(head, rows)}" if rows else "No point of our front costs as little."
 
 
