@@ -84,8 +84,9 @@ def names_by_place(found) -> list[str]:
 
 
 def test_nothing_is_trained_unless_asked(tmp_path, capsys):
-    with pytest.raises(SettingsError, match=r"search\.points is 0.*set search\.points to 10 or more"):
-        stages.candidates(settings(tmp_path), "avatar", 3_000_000)
+    for points in (0, 9):  # nine would be trained for nothing
+        with pytest.raises(SettingsError, match=rf"search\.points is {points}, .*set search\.points to 10 or more"):
+            stages.candidates(settings(tmp_path, search={"points": points}), "avatar", 3_000_000)
     config = tmp_path / "c.toml"
     config.write_text('name = "x"\n[[data.sources]]\nkind = "embedded"\n')
     assert cli.main(["search", "avatar", "--config", str(config)]) == 2

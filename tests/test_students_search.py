@@ -19,14 +19,13 @@ from moekd.students.search import RECIPES, parse_bytes, pick, search
 from moekd.students.space import Configuration, avatar_space, moekd_space, shipped_bytes
 from moekd.students.surrogate import features, fit_surrogate, spread
 
-UNEVEN = json.dumps(
-    {
-        "configuration": vars(
-            Configuration(vocabulary=1000, layers=1, hidden=18, heads=4, intermediate=32, max_length=256)
-        ),
-        "values": {},
-    }
-)
+SMALLEST = {"vocabulary": 1000, "layers": 1, "hidden": 16, "heads": 4, "intermediate": 32, "max_length": 256}
+
+
+def line(**changed) -> str:
+    return json.dumps({"configuration": SMALLEST | changed, "values": {}})
+
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ABOUT = {"data": "none", "seed": 0}
 
@@ -89,7 +88,11 @@ def test_a_ledger_of_other_data_is_refused(space, tmp_path):
         ('{"rows": 3}\n', "line 1: no record"),
         ('{"about": {}}\n{"configuration": {"layers": 2}, "values": {}}\n', "line 2: no record"),
         ('{"about": {}}\nnothing\n', "line 2: no record"),
-        ('{"about": {}}\n' + UNEVEN + "\n", r"line 2: .*hidden \(18\) must be divisible by heads \(4\)"),
+        ('{"about": {}}\n' + line(hidden=18) + "\n", r"line 2: .*hidden \(18\) must be divisible by heads \(4\)"),
+        ('{"about": {}}\n' + line(layers="2") + "\n", "line 2: .*layers must be a whole number of 1 or more, got '2'"),
+        ('{"about": {}}\n' + line(heads=0) + "\n", "line 2: .*heads must be a whole number of 1 or more, got 0"),
+        ('{"about": {}}\n' + line(learning_rate=0) + "\n", "line 2: .*learning_rate must be above 0, got 0"),
+        ('{"about": {}}\n' + line(hidden_dropout=1) + "\n", "line 2: .*hidden_dropout must be 0 or more and below 1"),
     ],
 )
 def test_a_damaged_ledger_names_its_line(tmp_path, content, said):
@@ -130,8 +133,16 @@ def test_too_few_points(space):
 
 
 def test_a_candidate_without_the_measure(space):
-    with pytest.raises(DataError, match=r"no finite flips: Configuration\(vocabulary="):
+    with pytest.raises(DataError, match=r"flips must be a share.*got no value of Configuration\(vocabulary="):
         fit_surrogate(space, evaluated(space, 10), "flips", model="bayesian-ridge", seed=0)
+
+
+@pytest.mark.parametrize("value", [61.5, -0.1, float("nan"), float("inf")])
+def test_percentages_are_refused(space, value):
+    """61.5 would give an error of -60.5 and a hypervolume of nonsense."""
+    points = [*evaluated(space, 10), Evaluated(some(space, 1, seed=3)[0], {"accuracy": value})]
+    with pytest.raises(DataError, match=rf"accuracy must be a share from 0 to 1 .* got {value:g} of"):
+        fit_surrogate(space, points, "accuracy", model="bayesian-ridge", seed=0)
 
 
 def test_features_by_hand():
@@ -402,6 +413,12 @@ def test_the_command_draws_the_front(capsys, ledger, tmp_path):
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_file_is_no_folder_for_the_result(capsys, ledger):
+    """Told before the search, which may train for hours."""
+    assert cli.main(["search", "morph", "--points", str(ledger), "--out", str(ledger)]) == 6
+    assert "points.jsonl is a file; name a folder for the result" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -410,6 +427,8 @@ def test_the_command_draws_the_front(capsys, ledger, tmp_path):
         (["avatar", "--budget", "20kB"], "size constraint (4 x parameters by its formula <= 20,000 bytes)"),
         (["compressor", "--budget", "20kB"], "Ask for --budget 108296"),
         (["compressor", "--budget", "small"], "--budget wants a size"),
+        (["compressor", "--points", "x.jsonl"], "compressor's fitness is a formula and reads no candidates: leave --p"),
+        (["moekd", "--points", "x.jsonl", "--config", "c.toml"], "trains others (c.toml): leave one of them out"),
     ],
 )
 def test_what_the_command_refuses(capsys, arguments, said):

@@ -84,6 +84,18 @@ def test_points_at_random_obey_the_constraints(avatar):
     assert max(one.hidden_dropout for one in found) == 0.5
 
 
+def test_a_latin_hypercube_draws_from_every_slice_once(avatar):
+    """12 points on 12 layers, 24 on 12 heads, 8 on 4 dropouts: each value once, twice, twice; the seed decides."""
+    rows = {count: avatar.latin_hypercube(count, np.random.default_rng(1)) for count in (12, 24, 8)}
+    names = list(avatar.axes)
+    for count, name in ((12, "layers"), (24, "heads"), (8, "hidden_dropout")):
+        values = [getattr(avatar.configuration(row), name) for row in rows[count]]
+        assert sorted(values) == sorted(list(avatar.axes[name]) * (count // len(avatar.axes[name])))
+    assert (rows[12] == avatar.latin_hypercube(12, np.random.default_rng(1))).all()
+    hidden, heads = rows[24][:, names.index("hidden")], rows[24][:, names.index("heads")]
+    assert all((16 + h) % (1 + a) == 0 for h, a in zip(hidden, heads, strict=True)), "repaired"
+
+
 def test_repair_moves_hidden_to_the_nearest_width():
     """Heads 12 and hidden 32 -> 36; positions beyond an axis return to its end; fractions are rounded."""
     space = avatar_space(3_000_000)
@@ -106,7 +118,7 @@ def test_a_narrow_space_lowers_the_heads():
 def test_an_empty_set_names_the_constraint_and_the_nearest_budget():
     """AVATAR's smallest: h 16, i 32, L 1, v 1000, s 256."""
     smallest = 4 * reference_parameters(1, 16, 32, 1000, 256)
-    with pytest.raises(SettingsError, match=rf"AVATAR space.*4 x parameters.*<= 50,000 bytes.*--budget {smallest}"):
+    with pytest.raises(SettingsError, match=rf"AVATAR's space.*4 x parameters.*<= 50,000 bytes.*--budget {smallest}"):
         avatar_space(50_000)
     assert avatar_space(smallest).axes["hidden"] == range(16, 17)
     with pytest.raises(SettingsError, match=r"our space .*int8, estimated <= 50,000 bytes.*--budget (\d+)") as error:

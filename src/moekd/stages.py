@@ -180,12 +180,14 @@ def candidates(settings: MoekdSettings, search: Kind, budget_bytes: int) -> Path
     They learn from the mixture of the first seed, which is trained first if it is not there yet.
 
     Raises:
-        SettingsError: the config asks for none.
+        SettingsError: the config asks for none, or for fewer than a surrogate can be fitted to.
     """
-    if not settings.search.points:
+    from moekd.students.surrogate import MIN_POINTS
+
+    if settings.search.points < MIN_POINTS:
         raise SettingsError(
-            "search.points is 0, so no candidate is trained: set search.points to 10 or more, or give the file of "
-            "evaluated ones with --points"
+            f"search.points is {settings.search.points}, and a surrogate needs {MIN_POINTS} candidates at least: set "
+            f"search.points to {MIN_POINTS} or more, or give the file of evaluated ones with --points"
         )
     data, seed = data_step(), settings.run.seeds[0]
     step = Step(

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-#: Special tokens and their ids, the order of both references (methods.md 1.4).
+#: Special tokens and their ids: four as in both references (methods.md 1.4), and `<mask>`, which costs a student of
+#: theirs one merge.
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from moekd.cli.common import AsJson, Overrides, Quiet, load_settings, print_json
+from moekd.errors import OutputError, SettingsError
 
 
 def export(
@@ -144,6 +145,9 @@ def search(
     """
     from moekd.students import search as searches
 
+    _require_one_source(kind, points, config)
+    if out is not None and out.exists() and not out.is_dir():
+        raise OutputError(f"--out {out} is a file; name a folder for the result")
     budget_bytes = searches.parse_bytes(budget)
     result: dict[str, Any]
     if kind == "compressor":
@@ -172,6 +176,20 @@ def search(
         print_json(result)
     else:
         typer.echo(searches.render(result))
+
+
+def _require_one_source(kind: str, points: Path | None, config: Path | None) -> None:
+    """Refuse candidates that would be passed over in silence."""
+    if kind == "compressor" and (points or config):
+        raise SettingsError(
+            "compressor's fitness is a formula and reads no candidates: leave "
+            f"{'--points' if points else '--config'} out"
+        )
+    if points and config:
+        raise SettingsError(
+            f"--points gives evaluated candidates ({points}) and --config trains others ({config}): "
+            "leave one of them out"
+        )
 
 
 def _without_nan(values: dict[str, float]) -> dict[str, float | None]:

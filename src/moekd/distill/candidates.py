@@ -38,7 +38,8 @@ def train_candidates(
 ) -> dict[str, Any]:
     """Stage: train `search.points` candidates spread over a search's space, and write their measures as a ledger.
 
-    Of AVATAR's space only what our code builds is drawn: a BPE and absolute positions.
+    Of AVATAR's space only what our code builds is drawn: a BPE and absolute positions. MORPH's code draws them by Latin
+    hypercube instead, within no budget (methods.md 3.3).
 
     Args:
         inputs: `data`, and `targets`, a folder with the teacher's `targets.npz`.

@@ -49,9 +49,10 @@ def pareto_front(
 
     Args:
         method: "nsga2" with uniform crossover (probability 0.6) and genes drawn anew (0.1 each), AVATAR's rates with a
-            crossover that works (methods.md 2.8 a); or "age-moea" with simulated binary crossover (0.9, eta 15) and
-            polynomial mutation (1 / axes, eta 30), as in MORPH's code. Whole numbers are rounded before they are
-            judged, hidden widths repaired.
+            crossover that works (methods.md 2.8 a); its loop of 50 rounds of 10 pairs around an archive is not kept.
+            Or "age-moea" with simulated binary crossover (0.9, eta 15) and polynomial mutation (1 / axes, eta 30), as
+            in MORPH's code, from a Latin hypercube. Whole numbers are rounded before they are judged, hidden widths
+            repaired.
         seed: of everything random; equal seeds give equal fronts.
         limits: name -> what must not exceed which value; need not be objectives.
     Returns:
@@ -145,9 +146,10 @@ def algorithm(space: Space, method: Method, population: int, seed: int) -> Any:
         def _do(self, problem: Any, x: np.ndarray, **kwargs: Any) -> np.ndarray:
             return space.repaired(x)
 
+    start = space.latin_hypercube if method == "age-moea" else space.at_random
     shared = {
         "pop_size": population,
-        "sampling": space.at_random(population, np.random.default_rng(seed)),
+        "sampling": start(population, np.random.default_rng(seed)),
         "repair": ToTheSpace(),
         "eliminate_duplicates": True,
     }

@@ -5,7 +5,8 @@
     MORPH        size, error, formula FLOPs, flips under renaming; the size nearest to the target
     ours         bytes shipped in int8, error, matrix FLOPs; largest accuracy within the bytes, then fewest FLOPs
 
-Error and flips are guessed by surrogates from candidates that were trained (`ledger`).
+Error and flips are guessed by surrogates from candidates that were trained (`ledger`). Formula FLOPs and matrix FLOPs
+are both of the maximal length: a search knows no texts, whose lengths the real ones are.
 Sources: methods.md 1.2, 2.5 and 2.9, 3.3 and 3.4.
 """
 

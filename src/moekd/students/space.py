@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 
 SpaceName: TypeAlias = Literal["avatar", "moekd"]
 
+_WHOLE = ("vocabulary", "layers", "hidden", "heads", "intermediate", "max_length", "batch_size")
+
 
 @dataclass(frozen=True)
 class Configuration:
-    """One student and how it is trained. Fields that a space does not search keep these values."""
+    """One student and how it is trained. Fields that a space does not search keep these values.
+
+    Raises:
+        ValueError: a size is no whole number of 1 or more, or a rate is out of range; configurations come from files.
+    """
 
     vocabulary: int
     layers: int
@@ -40,6 +46,17 @@ class Configuration:
     attention_dropout: float = 0.0
     learning_rate: float = 1e-3
     batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in _WHOLE:
+            size = getattr(self, name)
+            if not (isinstance(size, int) and size >= 1):
+                raise ValueError(f"{name} must be a whole number of 1 or more, got {size!r}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate!r}")
+        for name, share in (("hidden", self.hidden_dropout), ("attention", self.attention_dropout)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name}_dropout must be 0 or more and below 1, got {share!r}")
 
     def shape(self) -> Shape:
         """The architecture; RoBERTa's positions start two rows late. ValueError if heads do not divide hidden."""
@@ -121,8 +138,21 @@ class Space:
         """`count` rows of positions that obey the constraints, int64, (count, axes)."""
         return self.repaired(rng.integers(0, [len(values) for values in self.axes.values()], (count, len(self.axes))))
 
+    def latin_hypercube(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """As `at_random`, but of `count` equal slices of each axis every one is drawn from once, before repair.
 
-#: AVATAR's ranges before pruning, on the grid of its solver: start, stop (excluded), step.
+        Source: McKay, Beckman, Conover 1979, Technometrics 21(2).
+        """
+        import numpy as np
+
+        lengths = np.array([len(values) for values in self.axes.values()])
+        slices = rng.permuted(np.tile(np.arange(count), (len(lengths), 1)), axis=1).T  # (count, axes)
+        places = (slices + rng.random(slices.shape)) / count * lengths
+        return self.repaired(np.floor(places))
+
+
+#: AVATAR's ranges before pruning, on the grid of its solver: start, stop (excluded), step. Intermediate sizes start at
+#: 32, as in the box that its search ships with (methods.md 2.2); the solver's own grid starts at 16 (2.3).
 _AVATAR_GRID = {
     "vocabulary": range(1000, 50_266, 1000),
     "layers": range(1, 13),
@@ -159,7 +189,7 @@ def prune(grid: Mapping[str, range], budget_bytes: int) -> dict[str, tuple[int, 
     solver.add(at["hidden"] % at["heads"] == 0, size <= budget_bytes)
     if solver.check() != z3.sat:
         smallest = 4 * reference_parameters(*(grid[name].start for name in _FORMULA))
-        raise _nothing_fits("AVATAR", budget_bytes, smallest, "4 x parameters by its formula")
+        raise _nothing_fits("AVATAR's", budget_bytes, smallest, "4 x parameters by its formula")
 
     def exists(condition: z3.BoolRef) -> bool:
         answer = solver.check(condition)

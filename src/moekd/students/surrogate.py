@@ -46,10 +46,12 @@ def fit_surrogate(space: Space, evaluated: Sequence[Evaluated], measure: str, *,
     Args:
         measure: name of a value of every candidate, such as `accuracy`.
         model: Bayesian ridge regression, as AVATAR's, or gradient boosting, as MORPH's, with scikit-learn's defaults.
+            MORPH's paper fits accuracy on the logit scale, its code does not; its search of flips' parameters on a
+            grid is left out: 540 choices are many for some ten points.
         seed: of the folds and of boosting.
     Raises:
         SettingsError: fewer than 10 candidates.
-        DataError: a candidate lacks the measure, or its value is not finite.
+        DataError: a candidate lacks the measure, or its value is no share from 0 to 1.
     Source: methods.md 2.4 and 3.3; encoding as proposed in 2.9.
     """
     from sklearn.model_selection import KFold, cross_val_predict
@@ -57,7 +59,7 @@ def fit_surrogate(space: Space, evaluated: Sequence[Evaluated], measure: str, *,
     if len(evaluated) < MIN_POINTS:
         raise SettingsError(
             f"the surrogate of {measure} has {len(evaluated)} evaluated candidates and needs {MIN_POINTS} at least: "
-            "evaluate more and give their file with --points"
+            "train them with --config CONFIG --set search.points=20, or give the file of evaluated ones with --points"
         )
     values = np.array([_value(one, measure) for one in evaluated])
     table = features(space, [one.configuration for one in evaluated])
@@ -137,9 +139,12 @@ def _allowed(
 
 
 def _value(one: Evaluated, measure: str) -> float:
-    value = one.values.get(measure, math.nan)
-    if not math.isfinite(value):
-        raise DataError(f"an evaluated candidate has no finite {measure}: {one.configuration}")
+    value = one.values.get(measure)
+    if value is None or not 0 <= value <= 1:
+        found = "no value" if value is None else f"{value:g}"
+        raise DataError(
+            f"{measure} must be a share from 0 to 1 of every evaluated candidate; got {found} of {one.configuration}"
+        )
     return value
 
 
