@@ -324,6 +324,7 @@ def test_a_model_of_another_version(copied):
         {"max_tokens": "many"},
         {"calibration": {"temperature": 0, "shift": 0}},
         {"thresholds": {"rows": [{}]}},
+        {"thresholds": {"rows": [{"p": float("nan"), "false_alarm_rate": 0.1, "alarms_per_kloc": 1, "recall": None}]}},
         {"files": []},
     ],
 )

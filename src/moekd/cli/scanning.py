@@ -161,7 +161,7 @@ def lsp(
 
 
 def _scan(paths: list[Path], options: dict[str, Any], quiet: bool, *, known: bool = True, **selection: Any) -> Outcome:
-    """Merge options with the settings file and scan; a bar on a terminal. `known` false: any baseline is left aside."""
+    """Merge options with the settings file and scan; a bar on a terminal. `known` is false where a baseline is made."""
     from moekd import console
     from moekd.scan.run import scan as scan_paths
     from moekd.scan.settings import load
@@ -169,7 +169,7 @@ def _scan(paths: list[Path], options: dict[str, Any], quiet: bool, *, known: boo
     options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     settings = load(Path.cwd(), options)
     if not known:
-        settings = settings.model_copy(update={"baseline": None, "top": None})
+        settings = settings.model_copy(update={"baseline": None, "top": None, "explain": False, "stability": 0})
     console.set_quiet(quiet or not sys.stderr.isatty())  # hooks and logs want the report only
     with console.bar(None, "files") as advance:
         return scan_paths(paths, settings, advance=advance, **selection)

@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from moekd import onnx_runtime
+
 if TYPE_CHECKING:
     import torch
 
@@ -35,6 +37,7 @@ def graph_of(classifier: Classifier, precision: Precision, head: GroupHead | Non
 
 
 def _quantised(graph: bytes) -> bytes:
+    onnx_runtime.load()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with TemporaryDirectory(prefix="moekd-int8-") as temporary:
@@ -199,8 +202,7 @@ def _fused_attention(heads: int) -> Any:
 
 def _folded(graph: bytes) -> bytes:
     """Fold constants and drop identities: fewer nodes, about 600 bytes saved for each."""
-    import onnxruntime
-
+    onnxruntime = onnx_runtime.load()
     with TemporaryDirectory(prefix="moekd-fold-") as temporary:
         after = Path(temporary) / "folded.onnx"
         options = onnxruntime.SessionOptions()

@@ -8,7 +8,7 @@ from moekd.files import read_json
 from moekd.report.attacks import over_settings_table, transfer_tables, validity_table
 from moekd.report.detection import render_detection
 from moekd.report.markdown import markdown_table, short_commit
-from moekd.report.scanning import render_scanning
+from moekd.report.scanning import render_scanning, render_start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ def render_results_doc(paths: Sequence[Path]) -> str:
 
     Args:
         paths: `results.json` of runs, manifests of finished `pretrain` steps, results of
-            benchmarks/detection.py and benchmarks/scan.py.
+            benchmarks/detection.py, benchmarks/scan.py and benchmarks/start.py.
     """
     header = (
         "# Results\n\n"
@@ -77,6 +77,9 @@ def render_results_doc(paths: Sequence[Path]) -> str:
     ]
     sections += [
         f"# Cost of a scan: {name}\n\n{render_scanning(one)}" for name, one in found if one.get("benchmark") == "scan"
+    ]
+    sections += [
+        f"# Cold start: {name}\n\n{render_start(one)}" for name, one in found if one.get("benchmark") == "start"
     ]
     return "\n".join([header, *(f"#{section}" for section in sections)])
 

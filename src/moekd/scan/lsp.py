@@ -51,8 +51,9 @@ class Server(LanguageServer):
 
     def __init__(self, settings: ScanSettings) -> None:
         super().__init__("moekd", version("moekd"))
-        # The N best functions of one file mean nothing; a threshold does.
-        self.settings = settings.model_copy(update={"top": None, "explain": False})
+        # The N best functions of one file mean nothing; a threshold does. What takes many runs of the model waits
+        # until somebody asks.
+        self.settings = settings.model_copy(update={"top": None, "explain": False, "stability": 0})
         self.model = load_model(settings)
         Selection(self.model, self.settings)  # a threshold or a baseline that is wrong is told before the start
         self._judged: dict[str, _Judged] = {}
@@ -125,7 +126,7 @@ class Server(LanguageServer):
         selection = Selection(self.model, self.settings)
         content = source.encode("utf-8", "replace")
         selection.add(self._scorer.score_source(content, Task(path)), path)
-        return selection.outcome(seconds=0.0)
+        return selection.outcome()
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
