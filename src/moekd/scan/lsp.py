@@ -20,6 +20,7 @@ from pygls.lsp.server import LanguageServer
 from moekd.scan.cache import Cache
 from moekd.scan.explain import carrying_lines
 from moekd.scan.findings import LIMITS, printable
+from moekd.scan.outputs import kind_of
 from moekd.scan.run import Selection, cache_folder, load_model
 from moekd.scan.score import FileScorer, Task
 from moekd.syntax import SUFFIXES
@@ -90,7 +91,8 @@ class Server(LanguageServer):
         text = "\n".join(judged.lines[finding.first_line - 1 : finding.last_line])
         shares = await self._in_thread(lambda: carrying_lines(self.model, text, finding.first_line))
         name = printable(finding.function).replace("`", "'") or "(unnamed)"
-        rows = [f"**moekd**: `{name}` is vulnerable with probability {finding.p:.3f}."]
+        kind = f", of the kind {kind_of(finding)}" if finding.cwe_group else ""
+        rows = [f"**moekd**: `{name}` is vulnerable with probability {finding.p:.3f}{kind}."]
         threshold = judged.outcome.threshold
         if threshold is not None:
             rows.append(
@@ -215,8 +217,9 @@ def _diagnostic(judged: _Judged, line: int, message: str, severity: types.Diagno
 
 def _message(finding: Finding) -> str:
     name = printable(finding.function) or "this function"
+    kind = f", of the kind {kind_of(finding)}" if finding.cwe_group else ""
     part = "; only its beginning was read" if finding.cut else ""
-    return f"{name} is vulnerable with probability {finding.p:.3f}{part}"
+    return f"{name} is vulnerable with probability {finding.p:.3f}{kind}{part}"
 
 
 def _suppress(document: TextDocument, finding: Finding) -> types.CodeAction:

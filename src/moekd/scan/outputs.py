@@ -54,7 +54,7 @@ def _text(outcome: Outcome) -> str:
     lines: list[str] = []
     active = [one for one in outcome.findings if one.active]
     for one in active:
-        group = f"  {_kind(one)}" if one.cwe_group else ""
+        group = f"  {kind_of(one)}" if one.cwe_group else ""
         lines.append(f"{_begins(one.path)}:{one.first_line}  {_function(one)}  {one.p:.3f}{group}{_marks(one)}")
         lines += [
             f"    line {share.line} carries {share.drop:.2f} of the margin: {_short(printable(share.text))}"
@@ -119,7 +119,7 @@ def _function(finding: Finding) -> str:
     return printable(finding.function) or "(unnamed)"
 
 
-def _kind(finding: Finding) -> str:
+def kind_of(finding: Finding) -> str:
     """The CWE group with its probability, as in "CWE-664 (0.61)"; "" where the model does not tell."""
     p = "" if finding.p_group is None else f" ({finding.p_group:.2f})"
     return f"{finding.cwe_group}{p}" if finding.cwe_group else ""
@@ -329,7 +329,7 @@ def _message(one: Finding, outcome: Outcome) -> str:
     # "[" and "]" would begin a link and "{" a placeholder in a SARIF message.
     name = "".join(c if c not in "[]{}\\" else "?" for c in _function(one))
     limit = "" if outcome.threshold is None else f" (threshold {outcome.threshold.p:.3f})"
-    kind = f", of the kind {_kind(one)}" if one.cwe_group else ""
+    kind = f", of the kind {kind_of(one)}" if one.cwe_group else ""
     return f"{name} is vulnerable with probability {one.p:.3f}{limit}{kind}{_marks(one)}"
 
 
