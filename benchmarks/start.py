@@ -1,8 +1,9 @@
 """How long a user waits: `moekd --help` and `moekd scan FILE`, each in a new process, with an empty cache of scores.
 
 The environment should be the user's, a fresh one with the wheel and without torch; this program itself needs none of
-it and may run with any Python that finds moekd. Runs of the commands take turns, so that a busy machine slows both. The
-files of the programs are in the system's cache after the first run of each, which is not counted.
+it and may run with any Python that finds moekd. Runs of the commands take turns, so that a busy machine slows both;
+processor time says what an idle one would take. The first run of each, which brings its files into the system's cache,
+is not counted.
 
     python -m venv /tmp/user && /tmp/user/bin/pip install dist/moekd-*.whl
     python benchmarks/start.py src/one.c --moekd /tmp/user/bin/moekd --out start.json
@@ -17,14 +18,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def main() -> None:
     arguments = parse()
     scan = ["scan", str(arguments.file), "--no-cache", "--top", "1"]
     commands = {"moekd --help": ["--help"], f"moekd scan {arguments.file.name}": scan}
-    costs: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
+    costs: dict[str, list[Cost]] = {name: [] for name in commands}
     for number in range(arguments.runs + 1):
         for name, options in commands.items():
             cost = run([str(arguments.moekd), *options])
@@ -40,7 +41,11 @@ def main() -> None:
         "runs": arguments.runs,
         "file": {"name": arguments.file.name} | {name: report["counts"][name] for name in ("functions", "lines")},
         "commands": {
-            name: {"seconds": [round(seconds, 3) for seconds, _ in each], "peak_bytes": max(peak for _, peak in each)}
+            name: {
+                "seconds": [round(one.seconds, 3) for one in each],
+                "processor_seconds": [round(one.processor_seconds, 3) for one in each],
+                "peak_bytes": max(one.peak_bytes for one in each),
+            }
             for name, each in costs.items()
         },
     }
@@ -59,8 +64,16 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(command: list[str]) -> tuple[float, int]:
-    """Return wall seconds and peak bytes of a command; a process starts with this one's peak, which is small."""
+class Cost(NamedTuple):
+    """Of one run; `seconds` are of the clock."""
+
+    seconds: float
+    processor_seconds: float
+    peak_bytes: int
+
+
+def run(command: list[str]) -> Cost:
+    """Run a command to its end. A process starts with the peak of the one that started it; this one's is small."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
@@ -68,7 +81,7 @@ def run(command: list[str]) -> tuple[float, int]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return seconds, used.ru_maxrss * 1024
+    return Cost(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
 
 
 def environment(program: Path) -> dict[str, Any]:

@@ -498,11 +498,11 @@ def test_the_cost_of_a_scan_has_a_section(tmp_path):
 
 
 def test_cold_starts_have_a_section(tmp_path):
-    costs = {"moekd --help": {"seconds": [0.3, 0.2, 0.4], "peak_bytes": 31_000_000}}
+    costs = {"moekd --help": {"seconds": [0.3, 0.2, 0.4], "processor_seconds": [0.25], "peak_bytes": 31_000_000}}
     result = {"benchmark": "start", "commit": None, "cores": 2, "python": "3.11.7", "torch": False, "runs": 3}
     result |= {"model": {"digest": "e" * 32}, "file": {"name": "a.c", "functions": 9, "lines": 1234}}
     write_json(tmp_path / "start.json", result | {"commands": costs})
     text = render_results_doc([tmp_path / "start.json"])
     assert "## Cold start: start" in text
     assert "no torch installed; the file has 9 functions of 1,234 lines" in text
-    assert cells(text, "`moekd --help`") == [["`moekd --help`", "0.30 (0.20 to 0.40)", "31"]]
+    assert cells(text, "`moekd --help`") == [["`moekd --help`", "0.30 (0.20 to 0.40)", "0.25", "31"]]

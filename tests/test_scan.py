@@ -574,6 +574,16 @@ def test_a_report_that_cannot_be_written(moekd, project, capsys):
     assert moekd("src", "--out", "json=src/0.c/x.json")[0] == 6
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_stdout_is_no_internal_error(project, exported):
+    command = [sys.executable, "-m", "moekd", "scan", "src", "--top", "1", "--model", str(exported), "--no-cache"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert ended.returncode == 6
+    assert ended.stderr.startswith("moekd: cannot write the report to stdout: No space left on device")
+
+
 def test_a_damaged_model_is_no_internal_error(project, capsys):
     Path("bad").mkdir()
     (project / "bad" / "model.json").write_text("{")

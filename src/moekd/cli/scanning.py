@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from moekd.cli.common import Quiet, complain
-from moekd.errors import SettingsError
+from moekd.errors import OutputError, SettingsError
 
 if TYPE_CHECKING:
     from moekd.scan.findings import Outcome
@@ -100,7 +100,7 @@ def scan(
     outcome = _scan(paths, options, quiet, changed_since=changed_since, diff_file=diff, stdin_filename=stdin_filename)
     for name, path in wanted:
         write(outcome, name, path)
-    typer.echo(render(outcome, format), nl=False)
+    _print_report(render(outcome, format))
     raise typer.Exit(outcome.exit_code)
 
 
@@ -173,6 +173,15 @@ def _scan(paths: list[Path], options: dict[str, Any], quiet: bool, *, known: boo
     console.set_quiet(quiet or not sys.stderr.isatty())  # hooks and logs want the report only
     with console.bar(None, "files") as advance:
         return scan_paths(paths, settings, advance=advance, **selection)
+
+
+def _print_report(text: str) -> None:
+    try:
+        typer.echo(text, nl=False)
+    except BrokenPipeError:
+        raise  # who reads has seen enough, as with `| head`
+    except OSError as error:
+        raise OutputError(f"cannot write the report to stdout: {error.strerror}") from error
 
 
 def _format_and_file(text: str) -> tuple[str, Path]:

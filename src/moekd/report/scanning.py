@@ -28,9 +28,10 @@ def render_scanning(result: Mapping[str, Any]) -> str:
         f"{result['cores']} cores; {result['rounds']} rounds, in turns*"
     )
     lines = sum(tree["counts"]["lines"] for tree in trees)
+    several = "tree" if len(trees) == 1 else "trees"
     note = (
-        f"{len(trees)} trees, {lines:,} lines of functions together. Medians over the rounds, in brackets least and "
-        "most. moekd starts with an empty cache unless it says cached, and its times hold its start. A pipeline is "
+        f"{len(trees)} {several}, {lines:,} lines of functions together. Medians over the rounds, in brackets least "
+        "and most. moekd starts with an empty cache unless it says cached, and its times hold its start. A pipeline is "
         "Hugging Face's with the same student on some of the tree's functions; its start and the search for functions "
         "are not counted. Peak memory is of the largest process."
     )
@@ -52,10 +53,16 @@ def render_start(result: Mapping[str, Any]) -> str:
         f"of {file['lines']:,} lines. Seconds until the process has ended, so the first finding came no later."
     )
     rows = [
-        [f"`{command}`", _spread(one["seconds"], 2), f"{one['peak_bytes'] / 1e6:,.0f}"]
+        [
+            f"`{command}`",
+            _spread(one["seconds"], 2),
+            _spread(one["processor_seconds"], 2),
+            f"{one['peak_bytes'] / 1e6:,.0f}",
+        ]
         for command, one in result["commands"].items()
     ]
-    return f"{source}\n\n{note}\n\n{markdown_table(['command', 'seconds', 'peak memory, MB'], rows)}"
+    head = ["command", "seconds", "of processor time", "peak memory, MB"]
+    return f"{source}\n\n{note}\n\n{markdown_table(head, rows)}"
 
 
 def _tree(tree: Mapping[str, Any]) -> str:
