@@ -72,7 +72,8 @@ def _text(outcome: Outcome) -> str:
 
 def _begins(path: str) -> str:
     """A name as the beginning of a line; CI services take a line that begins with "::" or "##" for a command."""
-    return f"./{printable(path)}" if path.startswith((":", "#")) else printable(path)
+    name = printable(path)
+    return f"./{name}" if name.lstrip().startswith(("::", "##")) else name
 
 
 def _short(text: str) -> str:
