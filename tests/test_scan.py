@@ -160,6 +160,12 @@ def test_only_functions_that_a_diff_touches(scan, project, functions):
     assert report["counts"]["files"] == 1
 
 
+def test_a_folder_without_sources_is_told(moekd, project):
+    (project / "docs").mkdir()
+    assert "note: there is no C or C++ file to scan" in moekd("docs")[1]
+    assert "note:" not in moekd("src")[1]
+
+
 def test_a_diff_made_elsewhere_is_told(scan, project):
     """It would touch nothing, and the report would look clean. What is no C need not be here."""
     text = "".join(f"--- a/{name}\n+++ b/{name}\n@@ -1 +1 @@\n-x\n+y\n" for name in ("0.c", "n.c", "0.md", "src/0.c"))

@@ -77,6 +77,8 @@ def scan(
                 selection.add(result, shown(Path(result.path), root))
             advance(len(results))
         selection.add_discovery(discovery)
+        if changes is None:
+            selection.tell_if_empty()
     return replace(selection.outcome(), seconds=time.monotonic() - start)
 
 
@@ -151,6 +153,11 @@ class Selection:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             text = f"the diff names {path}{others}, which is not here; its paths are read from the working folder"
             self._notes.append(Note("", 0, text))
+
+    def tell_if_empty(self) -> None:
+        """A path that is wrong would look clean."""
+        if not self.counts.files and not self._unread:
+            self._notes.append(Note("", 0, "there is no C or C++ file to scan under the given paths"))
 
     def outcome(self) -> Outcome:
         findings = [*self._kept, *(one for *_, one in self._best)]
