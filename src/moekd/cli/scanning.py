@@ -79,7 +79,7 @@ def scan(
 ) -> None:
     """Score each C and C++ function under PATH and report the likely vulnerable ones.
 
-    Example: moekd scan src/ --model model --false-alarm-rate 0.005 --out sarif=moekd.sarif
+    Example: moekd scan src/ --false-alarm-rate 0.005 --out sarif=moekd.sarif
     """
     from moekd.scan.outputs import render, write
 
@@ -146,7 +146,7 @@ def lsp(
 ) -> None:
     """Serve an editor over stdin and stdout: diagnostics, hover and an action to suppress (Language Server Protocol).
 
-    Example, for an editor that takes a command: moekd lsp --model model
+    Example, for an editor that takes a command: moekd lsp
     """
     from moekd.scan.lsp import serve
     from moekd.scan.settings import load
