@@ -91,6 +91,9 @@ def test_a_part_of_a_section_keeps_the_rest_of_its_defaults(config):
     assert settings.teacher.training.epochs == 5
 
 
+LINEAR, TABLE = "router.model=n-grams", "encoder.ngram_buckets=64"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -128,6 +131,9 @@ def test_a_part_of_a_section_keeps_the_rest_of_its_defaults(config):
         (["mixture.k=3", 'partition.groups=["a", "other"]'], "k is 3, but partition.groups makes only 2"),
         (["mixture.k=11", "partition.scheme=kmeans"], "k is 11, but partition.clusters makes only 10"),
         (["mixture.table=selected"], 'student.systems holds "ensemble", which needs every expert\'s score'),
+        ([LINEAR], 'router.model = "n-grams" has encoder.ngram_buckets rows, which is 0: set it'),
+        ([LINEAR, TABLE, "router.start=teacher"], "is a linear model, which cannot start from an encoder: leave"),
+        ([LINEAR, TABLE, "experts.mode=shared"], 'experts.mode = "shared" brings a router of its own'),
         (["mixture.k"], "--set wants a.b=value, got 'mixture.k'"),
         (["mixture..k=1"], "--set wants a.b=value, got 'mixture..k=1'"),
         (["name.x=1"], '--set name.x: `name` is "small", not a table'),

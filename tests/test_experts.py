@@ -189,6 +189,23 @@ def test_the_router_learns_groups_of_vulnerable_functions_only(inputs, corpus, t
     assert float(tasks["router"].loss(right, rows)) == pytest.approx(0, abs=1e-6)
 
 
+def test_a_linear_router_learns_groups_without_an_encoder(inputs, corpus, tmp_path):
+    """A table alone learns the groups of half A's vulnerable functions by heart, and no other weights are saved."""
+    chosen = settings(
+        encoder={"ngram_buckets": 4096},
+        router={"model": "n-grams", "training": {"epochs": 30, "ngram_learning_rate": 5e-3, "schedule": "one-cycle"}},
+    )
+    training.train_router(chosen, inputs, tmp_path, system="router", seed=0)
+    router = Classifier.from_pretrained(tmp_path / "model")
+    groups = load_groups(inputs["partition"])
+    assert {name: tuple(value.shape) for name, value in router.model.state_dict().items()} == {
+        "ngrams.weight": (4096, len(groups.names))
+    }
+    vulnerable = [sample for sample in corpus.samples["train_a"] if sample.label]
+    found = router.logits([sample.func for sample in vulnerable]).argmax(1)
+    assert np.mean(found == [groups.of[sample.id] for sample in vulnerable]) > 0.9
+
+
 def test_a_group_nobody_can_learn_is_refused(inputs, tasks, tmp_path):
     groups = load_groups(inputs["partition"])
     empty = {"scheme": "cwe", "groups": [*groups.names, "CWE-0"], "group_of": groups.of}

@@ -174,12 +174,17 @@ def test_rows_by_group(found):
 
 
 def test_rows_of_the_router(found):
-    """The first 3 vulnerable functions are sent to `unknown`: right for the third only. 28 of 30, 18 of 20."""
+    """The first 3 vulnerable functions are sent to `unknown`: right for the third only. 28 of 30, 18 of 20.
+
+    Without that choice the two others go to the first group, which is right for one of them.
+    """
     rows = [row for row in found["rows"] if row["system"] == "router" and row["seed"] == 0]
     accuracy = the(rows, part="test", metric="accuracy")
     assert (accuracy["value"], accuracy["n"]) == (pytest.approx(28 / 30), 30)
     known = the(rows, part="test/known-cwe", metric="accuracy")
     assert (known["value"], known["n"]) == (pytest.approx(18 / 20), 20)
+    among = the(rows, part="test/among-known", metric="accuracy")
+    assert (among["value"], among["n"]) == (pytest.approx(19 / 20), 20)
     assert the(rows, part="test", metric="largest_group_share")["value"] == pytest.approx(1 / 3)
     benign = [the(rows, part="test/not_vulnerable", metric=f"routed_to:{name}")["value"] for name in GROUPS]
     assert benign == pytest.approx([0, 27 / 30, 3 / 30])

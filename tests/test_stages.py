@@ -279,6 +279,21 @@ def test_selected_table_needs_one_pass_and_k(full):
     np.testing.assert_allclose(selected.experts[asked], complete.experts[asked], atol=0.02)  # bf16, other batches
 
 
+def test_a_linear_router_spares_a_pass(tmp_path):
+    """The table is of the k selected experts alone, and the saved mixture answers as the table did."""
+    chosen = settings(
+        tmp_path / "runs",
+        encoder={"ngram_buckets": 1024},
+        router={"model": "n-grams", "training": {"epochs": 2}},
+        mixture={"table": "selected", "k": 2},
+        student={"systems": ["moe"]},
+    )
+    rows = rows_of(stages.run(chosen, ["mixture", "saved-mixture", "router"]))
+    assert [row["value"] for row in rows if row["metric"] == "encoder_passes_per_sample"] == [2.0]
+    assert [row for row in rows if row["system"] == "router" and row["metric"] == "accuracy"]
+    assert_saved_mixture_answers_as_its_table(chosen)
+
+
 def test_only_some_systems(tmp_path):
     """--only brings one system to its end; the table shows it and whatever else has finished, and nothing more."""
     chosen = settings(tmp_path / "runs")
@@ -319,7 +334,11 @@ def test_more_experts_than_groups_are_refused_before_training(tmp_path):
 
 def test_saved_mixture_answers_as_its_table_did(full):
     """Who loads the run's mixture gets the teacher that the students learned from, within bf16's rounding."""
-    folders = folders_of(full[0])
+    assert_saved_mixture_answers_as_its_table(full[0])
+
+
+def assert_saved_mixture_answers_as_its_table(chosen):
+    folders = folders_of(chosen)
     mixture = Mixture.from_pretrained(folders["saved-mixture[seed 0]"] / "model")
     parts = load_parts(folders["data"])
     wanted = aligned(load_scores(folders["mixture[mixture, top-k, seed 0]"] / "predictions.npz"), parts["test"])

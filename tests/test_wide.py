@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertConfig
 
-from moekd.classifier import Classifier, build, place_of, roberta
+from moekd.classifier import Classifier, build, ngrams, place_of, roberta
 from moekd.config import Encoder, Training
 from moekd.errors import SettingsError
 from moekd.experts.training import _start_from
@@ -52,15 +52,21 @@ def test_buckets_are_those_of_the_definition(texts):
         assert row == expected + [_BUCKETS] * (len(row) - len(expected))
 
 
-def test_logits_by_hand():
-    """Each distinct bucket counts once; the sum is divided by the square root of their number and multiplied by 16."""
-    table = NGramTable(_BUCKETS, classes=3)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_logits_by_hand(classes):
+    """Each distinct bucket counts once; the sum is divided by the square root of their number and multiplied by 16.
+
+    Of two classes the table holds the difference, of more it treats all alike.
+    """
+    table = NGramTable(_BUCKETS, classes)
+    columns = 1 if classes == 2 else classes
     with torch.no_grad():
-        table.weight.copy_(torch.arange(_BUCKETS * 2, dtype=torch.float32).reshape(_BUCKETS, 2) / 100)
+        table.weight.copy_(torch.arange(_BUCKETS * columns, dtype=torch.float32).reshape(_BUCKETS, columns) / 100)
     ids = [7, 7, 7]  # one single token, one pair, one triple
     distinct = sorted(set(slow_buckets(ids, _BUCKETS)))
     assert len(distinct) == 3
-    expected = [0.0, *(16 / math.sqrt(3) * sum((2 * bucket + c) / 100 for bucket in distinct) for c in (0, 1))]
+    sums = [16 / math.sqrt(3) * sum((columns * bucket + c) / 100 for bucket in distinct) for c in range(columns)]
+    expected = [0.0, *sums] if classes == 2 else sums
     np.testing.assert_allclose(table(torch.tensor([ids])).detach()[0], expected, rtol=1e-6)
 
 
@@ -171,6 +177,21 @@ def test_the_table_has_a_rate_of_its_own(tokenizer):
     assert sum(len(group["params"]) for group in groups) == len(rates) == len(list(model.parameters()))
     assert rates.pop(id(model.ngrams.weight)) == 3e-3
     assert set(rates.values()) == {1e-4}
+
+
+def test_the_table_alone_is_a_saved_classifier(tokenizer, tmp_path):
+    """As its own model it gives the table's logits, padded or not, and is read back as what was written."""
+    model = ngrams(tokenizer=tokenizer, max_length=32, buckets=_BUCKETS, labels=("a", "b", "c"))
+    with torch.no_grad():
+        model.ngrams.weight.copy_(torch.arange(_BUCKETS * 3, dtype=torch.float32).reshape(_BUCKETS, 3) / 100)
+    texts = ["int f(int n) { return n; }", "void g() {}"]
+    classifier = Classifier(model.eval(), tokenizer, 32)
+    classifier.save_pretrained(tmp_path)
+    read = Classifier.from_pretrained(tmp_path)
+    assert read.max_length == 32
+    rows = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
+    alone = torch.cat([model.ngrams(row) for row in rows]).detach().numpy()
+    np.testing.assert_allclose(read.logits(texts), alone, rtol=1e-6)
 
 
 def test_other_architectures_are_refused():

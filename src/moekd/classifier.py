@@ -298,6 +298,14 @@ def modernbert_config(
     )
 
 
+def ngrams(*, tokenizer: Any, max_length: int, buckets: int, labels: Sequence[str] = LABELS) -> Any:
+    """A linear classifier over hashed token n-grams (wide.py), zero at the start."""
+    from moekd.wide import NGramConfig, NGramForSequenceClassification
+
+    sizes = {"ngram_buckets": buckets, "max_position_embeddings": max_length}
+    return NGramForSequenceClassification(NGramConfig(**sizes, **_vocabulary_and_labels(tokenizer, labels)))
+
+
 def bigru(
     *, tokenizer: Any, max_length: int, layers: int, hidden: int, dropout: float, labels: Sequence[str] = LABELS
 ) -> Any:

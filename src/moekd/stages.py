@@ -296,7 +296,7 @@ def _router(settings: MoekdSettings, corpus: Mapping[str, Step], partition: Step
             reads=("encoder", "experts.training", "router.gamma"),
             needs=needs,
             variant=variant,
-            version=2,
+            version=3,
         )
     if settings.router.start == "teacher":
         needs["teacher"] = teacher
@@ -306,6 +306,7 @@ def _router(settings: MoekdSettings, corpus: Mapping[str, Step], partition: Step
         reads=("encoder", "router"),
         needs=needs,
         variant=variant,
+        version=2,
     )
 
 
@@ -345,7 +346,7 @@ def _scores(
     return Step(
         "scores",
         "moekd.mixture.score:score_experts",
-        reads=("encoder", "experts", "mixture.table", *(("mixture.k",) if selected else ())),
+        reads=("encoder", "experts", "router.model", "mixture.table", *(("mixture.k",) if selected else ())),
         needs={**needs, **asked},
         variant=variant,
     )

@@ -6,7 +6,7 @@ first. Both add up to one logit here and are trained together. The table reads t
 a model stays one file, and texts are cut at the same place.
 
 Source of the idea: Cheng et al. 2016, arXiv:1606.07792. Importing this module tells transformers' Auto classes of the
-two architectures; without it they refuse the saved models instead of loading them without their table.
+architectures; without it they refuse the saved models instead of loading them without their table.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     ModernBertConfig,
     ModernBertForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
 from transformers import initialization as init
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from moekd.errors import SettingsError
 
@@ -41,12 +44,14 @@ class NGramTable(torch.nn.Module):
     """Logits of the set of n-grams of a text.
 
     Attributes:
-        weight: (buckets, classes - 1), log-odds of each class but the first against the first; zero at the start.
+        weight: (buckets, 1), log-odds of the second of two classes, or (buckets, classes) of more; zero at the start.
+            Of more than two none may be left out as the one to compare with: it would be the answer to texts of
+            which the table knows nothing, and the optimiser would move all others' weights for each of its examples.
     """
 
     def __init__(self, buckets: int, classes: int) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(buckets, classes - 1))
+        self.weight = torch.nn.Parameter(torch.zeros(buckets, 1 if classes == 2 else classes))
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits, float32, (texts, classes), of ids (texts, tokens); `mask` is 0 at padding."""
@@ -55,10 +60,10 @@ class NGramTable(torch.nn.Module):
         new = torch.cat([torch.ones_like(found[:, :1], dtype=torch.bool), found[:, 1:] != found[:, :-1]], dim=1)
         counted = (new & (found < buckets)).to(self.weight.dtype)
         weights = torch.nn.functional.embedding(found.clamp(max=buckets - 1), self.weight)
-        total = (weights * counted[..., None]).sum(1)  # (texts, classes - 1)
+        total = (weights * counted[..., None]).sum(1)  # (texts, 1) or (texts, classes)
         norm = counted.sum(1, keepdim=True).clamp(min=1).sqrt()
         logits = total * (_SCALE / norm)
-        return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+        return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 def ngram_buckets(ids: torch.Tensor, mask: torch.Tensor | None, *, buckets: int) -> torch.Tensor:
@@ -138,7 +143,41 @@ _WIDE: dict[str, tuple[Any, Any]] = {
     "modernbert": (WideModernBertConfig, WideModernBertForSequenceClassification),
     "roberta": (WideRobertaConfig, WideRobertaForSequenceClassification),
 }
-for _config, _model in _WIDE.values():
+
+
+class NGramConfig(PreTrainedConfig):
+    """Sizes of an `NGramForSequenceClassification`: `ngram_buckets`, and the tokens that are read of a text."""
+
+    model_type = "moekd-ngrams"
+
+    def __init__(self, ngram_buckets: int = 1, max_position_embeddings: int = 512, **settings: Any) -> None:
+        self.ngram_buckets = ngram_buckets
+        self.max_position_embeddings = max_position_embeddings
+        super().__init__(**settings)
+
+
+class NGramForSequenceClassification(PreTrainedModel):
+    """The table alone: a linear classifier with the habits of any other."""
+
+    config_class = NGramConfig
+    _supports_sdpa = True  # it has no attention, so any kernel will do
+
+    def __init__(self, config: NGramConfig) -> None:
+        super().__init__(config)
+        self.ngrams = NGramTable(config.ngram_buckets, config.num_labels)
+        self.post_init()
+
+    def _init_weights(self, module: Any) -> None:
+        if isinstance(module, NGramTable):
+            init.zeros_(module.weight)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
+    ) -> SequenceClassifierOutput:
+        return SequenceClassifierOutput(logits=self.ngrams(input_ids, attention_mask))
+
+
+for _config, _model in (*_WIDE.values(), (NGramConfig, NGramForSequenceClassification)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModelForSequenceClassification.register(_config, _model, exist_ok=True)
 

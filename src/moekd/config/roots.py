@@ -84,6 +84,24 @@ class MoekdSettings(RootSettings):
         return self
 
     @model_validator(mode="after")
+    def _linear_router_is_possible(self) -> MoekdSettings:
+        if self.router.model == "encoder":
+            return self
+        if self.experts.mode == "shared":
+            raise ValueError('experts.mode = "shared" brings a router of its own: leave router.model out')
+        if self.router.start == "teacher":
+            raise ValueError(
+                f'router.model = "{self.router.model}" is a linear model, which cannot start from an encoder: leave '
+                'router.start out, or choose router.model = "encoder"'
+            )
+        if not self.encoder.ngram_buckets:
+            raise ValueError(
+                f'router.model = "{self.router.model}" has encoder.ngram_buckets rows, which is 0: set it, for example '
+                "to 262144"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups_have_a_name(self) -> MoekdSettings:
         if self.student.group_head and self.partition.scheme != "cwe":
             raise ValueError('student.group_head needs groups that are CWE groups: set partition.scheme = "cwe"')

@@ -73,6 +73,8 @@ class Experts(Settings):
 class Router(Settings):
     """Chooses experts by predicted CWE group (methods.md 5.4, 6.3 step 4)."""
 
+    # One more encoder with its table, or a linear model over hashed token n-grams alone, of encoder.ngram_buckets rows.
+    model: Literal["encoder", "n-grams"] = Added("encoder")
     gamma: float = Field(1.0, ge=0)  # focusing parameter of the focal loss
     start: Literal["encoder", "teacher"] = "encoder"  # weights to start from; head and n-gram table are fresh
     training: LongTraining = LongTraining()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moekd import numerics
-from moekd.classifier import Classifier, build, predict
+from moekd.classifier import Classifier, build, ngrams, predict
 from moekd.data import load_classes
 from moekd.errors import DataError
 from moekd.experts.corpus import ANSWERED, JUDGED, Corpus, save_answers, save_logits
@@ -229,7 +229,11 @@ def train_router(
     rows = np.flatnonzero(target >= 0)
     factors = torch.tensor(class_factors(groups.names, group_counts(groups.names, target)))
     router_seed = numerics.seed_of(seed, "router")
-    model = new_model(settings, corpus, training, groups.names, router_seed)
+    if settings.router.model == "n-grams":
+        sizes = {"max_length": settings.encoder.max_length, "buckets": settings.encoder.ngram_buckets}
+        model = ngrams(tokenizer=corpus.tokenizer, labels=groups.names, **sizes)
+    else:
+        model = new_model(settings, corpus, training, groups.names, router_seed)
     if settings.router.start == "teacher":
         _start_from(model, inputs["teacher"] / "model", whole=False)
     task = Task(

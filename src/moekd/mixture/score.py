@@ -35,8 +35,9 @@ def score_experts(
         inputs: `data`, `encoder`, `partition`, `experts`, and `router` or, in `shared` mode, `shared`: a folder with
             the router's logits.
     Returns:
-        Seconds, and encoder passes a sample: 1 + K for a complete table, 1 + k for one of selected experts only, 1 in
-        `shared` mode, where the heads work on the features that the shared encoder's one pass left.
+        Seconds, and encoder passes a sample: 1 + K for a complete table, 1 + k for one of selected experts only, one
+        less each with a router that is no encoder; 1 in `shared` mode, where the heads work on the features that the
+        shared encoder's one pass left.
     """
     numerics.configure(settings.run.threads)
     started = time.monotonic()
@@ -51,7 +52,7 @@ def score_experts(
         passes = 1.0
     else:
         experts = _ask_experts(settings, inputs["experts"], folder, corpus, names, router)
-        passes = 1 + float(np.isfinite(experts[:, :, 0]).sum(1).mean())
+        passes = (settings.router.model == "encoder") + float(np.isfinite(experts[:, :, 0]).sum(1).mean())
     parts = tuple(part for part in ANSWERED for _ in corpus.samples[part])
     digests = tuple(sample.digest for sample in samples)
     save_table(folder, Table(tuple(s.id for s in samples), digests, parts, router, experts))

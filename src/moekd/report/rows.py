@@ -6,6 +6,7 @@ It holds data, split, seed, system, student, part, metric, value, low, high, n; 
     test/CWE-664                     vulnerable functions of that group (metric `recall`); of other tasks than binary
                                      detection, samples of that class
     test/known-cwe                   router: vulnerable functions with a CWE
+    test/among-known                 router: the same, choosing among the groups that are known ones
     test/vulnerable, test/not_vulnerable   router: share of functions whose first choice is a group
     attack/mhm                       one attack on test functions: asr (by B), asr_with_identifiers (by A), ...
     cost                             seconds, bytes, parameters, latency; no interval
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moekd import evaluate
+from moekd.data.cwe import UNKNOWN
 from moekd.errors import DataError
 from moekd.report.judged import estimate, labels_of, number
 from moekd.report.tables import ROUTER
@@ -135,9 +137,13 @@ def router_rows(
                 f"{len(groups.names)}; train the router again"
             )
         with_cwe = np.array([s.cwe is not None for s in samples])
-        for name, chosen in ((part, true >= 0), (f"{part}/known-cwe", (true >= 0) & with_cwe)):
+        known = (true >= 0) & with_cwe
+        judged = [(part, logits, true >= 0), (f"{part}/known-cwe", logits, known)]
+        if groups.names[-1] == UNKNOWN:
+            judged.append((f"{part}/among-known", logits[:, :-1], known))
+        for name, answers, chosen in judged:
             if chosen.any():
-                measures = evaluate.routing(logits[chosen], true[chosen])
+                measures = evaluate.routing(answers[chosen], true[chosen])
                 rows += _measured(settings, row, name, measures, int(chosen.sum()))
                 largest = np.bincount(true[chosen]).max() / chosen.sum()
                 rows.append(row(name, "largest_group_share", float(largest), n=int(chosen.sum())))

@@ -209,6 +209,7 @@ def _router_section(table: _Numbers) -> str:
     for part, name in (
         ("test", "vulnerable with a group"),
         ("test/known-cwe", "vulnerable with a known CWE"),
+        ("test/among-known", "the same, without the choice `unknown`"),
     ):
         row = table.row(system, part, "accuracy")
         if row:
