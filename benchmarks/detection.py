@@ -36,6 +36,7 @@ from moekd.steps import commit
 
 TOPS = (0.01, 0.05, 0.1)  # shares of the functions that are looked at
 ALARMS_PER_KLOC = (1.0, 5.0)
+RESAMPLES = 1000
 _LEARNED = ("train_a", "train_b", "valid")
 _SEVERITIES = {"error": 3, "warning": 2, "style": 0, "performance": 0, "portability": 0, "information": 0}
 _MESSAGES = 1e-3  # of a level: what one more message of the highest level counts
@@ -67,14 +68,36 @@ def main() -> None:
     for name, detect in detectors.items():
         scores = detect(samples)
         result["detectors"][name] = {
-            "precision_at_top": {str(share): precision_at_top(scores, labels, share) for share in TOPS},
-            "recall_at_alarms": {
-                str(alarms): recall_at_alarms(scores, labels, lines, alarms) for alarms in ALARMS_PER_KLOC
-            },
+            **measures(scores, labels, lines),
+            "intervals": intervals(scores, labels, lines, arguments.seed),
             "distinct_scores": len(np.unique(scores)),
         }
         print(name, result["detectors"][name], file=sys.stderr)
         write_json(arguments.out, result)
+
+
+def measures(scores: np.ndarray, labels: np.ndarray, lines: np.ndarray) -> dict[str, dict[str, float]]:
+    return {
+        "precision_at_top": {str(share): precision_at_top(scores, labels, share) for share in TOPS},
+        "recall_at_alarms": {
+            str(alarms): recall_at_alarms(scores, labels, lines, alarms) for alarms in ALARMS_PER_KLOC
+        },
+    }
+
+
+def intervals(
+    scores: np.ndarray, labels: np.ndarray, lines: np.ndarray, seed: int
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return for each measure its 95 % bootstrap percentile interval over the functions."""
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(len(labels), size=len(labels)) for _ in range(RESAMPLES))
+    drawn = [measures(scores[rows], labels[rows], lines[rows]) for rows in draws if labels[rows].any()]
+
+    def interval(kind: str, key: str) -> tuple[float, float]:
+        low, high = np.percentile([one[kind][key] for one in drawn], (2.5, 97.5))
+        return float(low), float(high)
+
+    return {kind: {key: interval(kind, key) for key in each} for kind, each in drawn[0].items()}
 
 
 def parse() -> argparse.Namespace:

@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from moekd.data.text import blank_comments, normalise
 from moekd.errors import SettingsError
 from moekd.scan import baseline, diff, suppress
-from moekd.scan.findings import Finding, Note, Outcome, Unread
+from moekd.scan.findings import Finding, LineShare, Note, Outcome, Unread
 from moekd.scan.model import Facts, Threshold
 from moekd.scan.outputs import FORMATS, render
 from moekd.scan.score import functions_of
@@ -62,6 +62,7 @@ _sources = st.composite(_source)()
 _names = st.binary(min_size=1, max_size=40).map(os.fsdecode) | st.text(max_size=40).filter(
     lambda text: not any(0xD800 <= ord(c) < 0xE000 for c in text)
 )
+_lines = st.builds(LineShare, line=st.integers(1, 10**9), drop=st.floats(0, 100), text=_names)
 _findings = st.builds(
     Finding,
     path=_names,
@@ -76,6 +77,7 @@ _findings = st.builds(
     p_group=st.none() | st.floats(0, 1),
     suppressed=st.none() | _names,
     in_baseline=st.booleans(),
+    lines=st.lists(_lines, max_size=2).map(tuple),
     stability=st.none() | st.floats(0, 1),
 )
 
@@ -121,6 +123,7 @@ def outputs(findings: list[Finding], name: str) -> None:
     for one in FORMATS:
         text = render(outcome, one)
         text.encode("utf-8")
+        assert not any(line.lstrip().startswith(("::", "##")) for line in text.splitlines())  # commands of CI services
         if one in ("json", "sarif", "gitlab"):
             json.loads(text)
 

@@ -11,6 +11,7 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: results are equal on equal numbers of threads
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of tests that import onnxruntime themselves; moekd sets it
 
 
 @pytest.fixture(scope="session")

@@ -105,3 +105,22 @@ def test_the_report_shows_a_detection_result(tmp_path):
     assert "## Detection at the natural ratio: found" in text
     assert "| moekd | 0.500 | 0.250 | 0.125 | 0.250 | 0.750 |" in " ".join(text.split())
     assert "guessing reaches 5.00% at any top" in text
+    row["intervals"] = {"precision_at_top": {key: [0.1, 0.9] for key in ("0.01", "0.05", "0.1")}}
+    row["intervals"]["recall_at_alarms"] = {key: [0.2, 0.8] for key in ("1.0", "5.0")}
+    write_json(tmp_path / "found.json", result)
+    text = render_results_doc([tmp_path / "found.json"])
+    assert "| moekd | 0.500 (0.100 to 0.900) | 0.250 (0.100 to 0.900) |" in " ".join(text.split())
+    assert "bootstrap intervals over the functions" in text
+
+
+def test_intervals_of_detection():
+    """400 functions in a random order of scores, 40 vulnerable: about 0.1 +- 1.96 * sqrt(0.1 * 0.9 / 40) in the top
+    tenth; what is perfect stays perfect in every resample."""
+    labels = np.tile([1] + [0] * 9, 40)
+    lines = np.full(400, 10)
+    rng = np.random.default_rng(0)
+    low, high = benchmark.intervals(rng.random(400), labels, lines, 0)["precision_at_top"]["0.1"]
+    assert 0.1 < high - low < 0.3
+    found = benchmark.intervals(labels + rng.random(400) / 2, labels, lines, 0)
+    assert found["precision_at_top"]["0.01"] == (1.0, 1.0)
+    assert found["recall_at_alarms"]["5.0"] == (1.0, 1.0)

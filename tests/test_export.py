@@ -243,8 +243,11 @@ def test_int8_shapes_fit_three_megabytes_as_int8_only(name, labelled, tmp_path):
 
 
 def test_equal_students_give_equal_files(student, labelled, exported, tmp_path):
-    export(student, tmp_path, data=labelled)
-    assert [(tmp_path / name).read_bytes() for name in FILES] == [(exported / name).read_bytes() for name in FILES]
+    """Into a folder of the same name: that is what the model is called in reports."""
+    out = tmp_path / exported.name
+    export(student, out, data=labelled)
+    assert [(out / name).read_bytes() for name in FILES] == [(exported / name).read_bytes() for name in FILES]
+    assert ScanModel.load(out).facts.name == exported.name
 
 
 def test_validation_part_of_a_data_stage(student, tmp_path):
@@ -324,6 +327,7 @@ def test_a_model_of_another_version(copied):
         {"max_tokens": "many"},
         {"calibration": {"temperature": 0, "shift": 0}},
         {"thresholds": {"rows": [{}]}},
+        {"thresholds": {"rows": [{"p": float("nan"), "false_alarm_rate": 0.1, "alarms_per_kloc": 1, "recall": None}]}},
         {"files": []},
     ],
 )

@@ -13,6 +13,8 @@ from pygls.lsp.client import LanguageClient
 
 from moekd.errors import SettingsError
 from moekd.scan.lsp import Server
+from moekd.scan.model import ScanModel
+from moekd.scan.run import Selection
 from moekd.scan.settings import ScanSettings
 
 FUNCTION = "int size_of(int n)\n{\n  if (n < 0)\n    return 0;\n  return n * 4;\n}\n"
@@ -150,6 +152,12 @@ def test_hover_and_suppress(talk):
         assert not (await client.next()).diagnostics
 
     talk(conversation)
+
+
+def test_what_takes_many_runs_of_the_model_is_not_done_while_people_type(exported):
+    """Whatever the settings file asks of a scan."""
+    settings = ScanSettings(model=str(exported), explain=True, stability=20, top=5, max_alarms_per_kloc=1e9)
+    assert not Selection(ScanModel.load(exported), Server(settings).settings)._looks_into_findings
 
 
 def test_a_missing_model_is_told_before_the_start(monkeypatch, tmp_path):

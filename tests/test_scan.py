@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -159,6 +160,20 @@ def test_only_functions_that_a_diff_touches(scan, project, functions):
     assert report["counts"]["files"] == 1
 
 
+def test_a_folder_without_sources_is_told(moekd, project):
+    (project / "docs").mkdir()
+    assert "note: there is no C or C++ file to scan" in moekd("docs")[1]
+    assert "note:" not in moekd("src")[1]
+
+
+def test_a_diff_made_elsewhere_is_told(scan, project):
+    """It would touch nothing, and the report would look clean. What is no C need not be here."""
+    text = "".join(f"--- a/{name}\n+++ b/{name}\n@@ -1 +1 @@\n-x\n+y\n" for name in ("0.c", "n.c", "0.md", "src/0.c"))
+    Path("my.diff").write_text(text)
+    (note,) = scan("src", "--top", "15", "--diff", "my.diff")["notes"]
+    assert note["text"].startswith("the diff names 0.c and 1 more, which is not here")
+
+
 def test_a_diff_on_stdin_and_a_folder_reached_through_a_link(scan, project, monkeypatch):
     """Git names files by their real path; the paths given to the scan need not."""
     (project / "link").symlink_to("src")
@@ -199,6 +214,7 @@ def test_a_suppressed_finding_is_marked_in_every_output_and_fails_nothing(moekd,
     assert code == 0
     assert "0 findings" in text
     assert "1 suppressed" in text
+    assert "suppressed: one.c:2: size_of" in text
     for name in ("json", "sarif", "junit", "gitlab"):
         assert "sizes are fixed" in Path(f"out.{name}").read_text()
     Path("one.c").write_text("// moekd: ignore[CWE-664]\n" + SAFE)
@@ -231,13 +247,18 @@ def test_where_all_are_suppressed_they_are_still_marked(scan, project):
     assert [one["suppressed"] for one in scan("one.c", "--top", "3")["findings"]] == ["reviewed"]
 
 
-def test_baseline(moekd, project):
+def test_baseline(moekd, project, monkeypatch):
     """Known findings fail nothing, also in a file that moved; a changed function is new."""
     wide = ["--max-alarms-per-kloc", "1e9"]
     assert moekd("src", *wide)[0] == 1
     code, out = moekd("src", *wide, command="baseline")
     assert (code, out) == (0, "moekd-baseline.json\n")
     (project / "src" / "0.c").rename(project / "src" / "moved.c")
+    (project / "moekd.toml").write_text("explain = true\nstability = 9\n")
+    with monkeypatch.context() as patched:  # a baseline holds neither lines nor stability
+        patched.setattr(ScanModel, "margins", None)
+        assert moekd("src", *wide, "--out", "other.json", command="baseline")[0] == 0
+    (project / "moekd.toml").unlink()
     code, text = moekd("src", *wide, "--baseline", "moekd-baseline.json")
     assert code == 0
     assert "in the baseline" in text
@@ -292,6 +313,9 @@ def test_settings_of_another_repository_are_not_taken(project):
         (["src", "--changed-since", "HEAD"], "git refused"),
         (["src", "--baseline", "none.json"], "cannot read the baseline"),
         (["src", "--diff", "none.diff"], "cannot read the diff"),
+        (["src", "--stdin-filename", "a.c"], "--stdin-filename names a source on stdin"),
+        (["-", "--stdin-filename", "a.c", "--diff", "x.diff"], "a source on stdin is scanned whole"),
+        (["-", "--stdin-filename", "a.c", "--changed-since", "HEAD"], "a source on stdin is scanned whole"),
     ],
 )
 def test_wrong_usage(project, exported, capsys, arguments, message):
@@ -322,6 +346,32 @@ def test_without_a_model(project, capsys, monkeypatch, tmp_path):
     assert "no model: this version ships none. Give the folder of an exported one with --model" in (
         capsys.readouterr().err
     )
+
+
+def test_the_lowest_threshold_can_be_given_as_told(moekd, exported, capsys):
+    """Rounded down it would be refused again."""
+    assert cli.main(["scan", "src", "--model", str(exported), "--max-alarms-per-kloc", "1e-9"]) == 2
+    told = re.search(r"its lowest is ([0-9.e-]+[0-9])", capsys.readouterr().err)[1]
+    assert moekd("src", "--max-alarms-per-kloc", told)[0] in (0, 1)
+
+
+def test_the_time_told_holds_the_explanation(scan, monkeypatch):
+    def slowly(*arguments):
+        time.sleep(0.05)
+        return ()
+
+    monkeypatch.setattr("moekd.scan.run.explain.carrying_lines", slowly)
+    assert scan("src", "--top", "6", "--explain")["seconds"] >= 6 * 0.05
+
+
+def test_nobody_is_told_of_a_scan(project, exported):
+    """onnxruntime would leave an id of this machine in the user's caches, and send facts about the model."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "XDG_CACHE_HOME": "here", "HOME": "home"}
+    command = [sys.executable, "-m", "moekd", "scan", "src", "--top", "1", "--model", str(exported)]
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert [path.name for path in Path("here").iterdir()] == ["moekd"]
+    assert not Path("home").exists()
 
 
 def test_fail_on(moekd):
@@ -421,6 +471,23 @@ def test_a_file_that_kills_its_worker_is_found_by_halves(scan, project, monkeypa
     assert sorted(len(chunk) for chunk in again if "1.c" not in chunk) == [1, 2, 4]
 
 
+def test_no_module_of_the_scanned_folder_is_run(project, exported):
+    """Worker processes start as `python -c`, which would take these for the standard library's."""
+    for name in ("multiprocessing", "signal", "pickle", "numpy", "onnxruntime"):
+        (project / f"{name}.py").write_text(f"open({str(project / 'pwned')!r}, 'a').write({name!r})\n")
+    for number in range(60):  # more than one chunk, so that processes are started
+        (project / "src" / f"{number}x.c").write_text(SAFE)
+    program = project / "bin" / "moekd"  # as pip installs it: its own folder is searched, not the working folder
+    program.parent.mkdir()
+    program.write_text("import sys\nfrom moekd import cli\nif __name__ == '__main__': sys.exit(cli.main())\n")
+    arguments = ["scan", ".", "--model", str(exported), "--workers", "2", "--top", "1", "--no-cache"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, str(program), *arguments]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert not (project / "pwned").exists()
+
+
 def test_ctrl_c_ends_the_scan_and_its_workers(project, exported, functions):
     """Exit code 130 within seconds, one line on stderr, and no process left."""
     for number in range(400):
@@ -511,6 +578,16 @@ def test_a_file_whose_name_is_no_text(moekd, project):
 def test_a_report_that_cannot_be_written(moekd, project, capsys):
     assert cli.main(["scan", "src", "--out", "json=src/0.c/x.json", "--model", "none"]) == 2
     assert moekd("src", "--out", "json=src/0.c/x.json")[0] == 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_stdout_is_no_internal_error(project, exported):
+    command = [sys.executable, "-m", "moekd", "scan", "src", "--top", "1", "--model", str(exported), "--no-cache"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert ended.returncode == 6
+    assert ended.stderr.startswith("moekd: cannot write the report to stdout: No space left on device")
 
 
 def test_a_damaged_model_is_no_internal_error(project, capsys):

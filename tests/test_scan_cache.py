@@ -100,7 +100,7 @@ def test_a_full_disk_turns_the_cache_off(opened, tmp_path):
     cache = opened(tmp_path, MODEL)
     cache._base.execute("PRAGMA max_page_count = 3")
     cache.put(dict.fromkeys(KEYS, Answer(1.0, False)))
-    assert "database or disk is full" in cache.trouble
+    assert cache.trouble == f"the cache in {tmp_path} is not used: database or disk is full"
     assert cache.get(KEYS) == {}
 
 

@@ -59,10 +59,37 @@ def test_action_scans_and_leaves_the_verdict_to_the_last_step(shell, tmp_path):
     ended = shell(action_step("Scan")["run"], **variables)
     assert ended.returncode == 0, ended.stderr
     assert output.read_text() == "code=1\n"
+    begin, *_, end = ended.stdout.splitlines()
+    assert begin == f"::stop-commands::{end.strip(':')}", "file names in between are no commands to the runner"
+    assert len(end) > 30
     assert json.loads(Path("moekd.sarif").read_text())["runs"][0]["results"]
     assert shell(action_step("Verdict")["run"], MOEKD_CODE="1").returncode == 1
     shell(action_step("Scan")["run"], **variables | {"MOEKD_PATH": "$(touch pwned)", "MOEKD_FAIL_ON": "; touch pwned"})
     assert not Path("pwned").exists()
+
+
+def test_action_uploads_what_asks_for_attention(shell, tmp_path):
+    """GitHub would open an alert for a suppressed result."""
+    Path("b.c").write_text("// moekd: ignore[vulnerable] reviewed\n" + SAFE.replace("size_of", "other"))
+    variables = dict.fromkeys(action_step("Scan")["env"], "") | {"GITHUB_OUTPUT": str(tmp_path / "output")}
+    shell(action_step("Scan")["run"], **variables | {"MOEKD_PATH": "."})
+    Path("json.py").write_text("open('pwned', 'w')\n")  # a module of the checkout is not run
+    ended = shell(action_step("Alerts")["run"], PYTHONPATH="")
+    assert ended.returncode == 0, ended.stderr
+    assert not Path("pwned").exists()
+    files = [json.loads(Path(f"moekd{name}.sarif").read_text())["runs"][0]["results"] for name in ("", "-alerts")]
+    assert [len(results) for results in files] == [2, 1]
+    assert files[1][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "a.c"
+
+
+def test_no_module_of_the_checkout_is_run():
+    """`python -m` and `python -` look into the working folder first, which whoever opens a pull request fills."""
+    steps = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
+    job = yaml.safe_load((ROOT / "templates" / "moekd.gitlab-ci.yml").read_text())["moekd"]
+    lines = "\n".join([*(step.get("run", "") for step in steps), *job["script"]]).splitlines()
+    calls = [line for line in lines if "python" in line.split()]
+    assert len(calls) == 3  # pip twice, and the alerts
+    assert all("python -I " in line for line in calls)
 
 
 def test_action_stops_at_once_where_there_is_no_report(shell, tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moekd.errors import OutputError
-from moekd.scan.findings import LIMITS, Counts, Finding, LineShare, Note, Outcome, Unread, printable
+from moekd.scan.findings import CAUTION, LIMITS, Counts, Finding, LineShare, Note, Outcome, Unread, printable
 from moekd.scan.model import Facts, Threshold
 from moekd.scan.outputs import FORMATS, render, write
 
@@ -23,7 +23,9 @@ SARIF = json.loads((Path(__file__).parent / "cases" / "scan" / "sarif-subset.sch
 REPORT = json.loads(files("moekd.scan").joinpath("report.schema.json").read_text())
 FACTS = Facts("tiny", "int8", 64, 1.0, 0.0, (), "0" * 32)
 PRINT = "0123456789abcdef"
-PLAIN = Finding("src/a.c", "copy", 3, 9, 0.93, PRINT, lines=(LineShare(5, 1.25), LineShare(4, 0.5)))
+PLAIN = Finding(
+    "src/a.c", "copy", 3, 9, 0.93, PRINT, lines=(LineShare(5, 1.25, "strcpy(b, s);"), LineShare(4, 0.5, "x" * 100))
+)
 GROUPED = replace(PLAIN, function="C::g", cwe_group="CWE-664", cut=True, whole=False, first_line=20, last_line=30)
 SUPPRESSED = replace(PLAIN, function="old", suppressed="sizes are fixed")
 KNOWN = replace(PLAIN, function="known", in_baseline=True)
@@ -62,16 +64,18 @@ def hostile_outcome(name: str) -> Outcome:
 def test_text():
     assert render(OUTCOME, "text").splitlines() == [
         "src/a.c:3  copy  0.930",
-        "    line 5 carries 1.25 of the margin",
-        "    line 4 carries 0.50 of the margin",
+        "    line 5 carries 1.25 of the margin: strcpy(b, s);",
+        f"    line 4 carries 0.50 of the margin: {'x' * 80}...",
         "src/a.c:20  C::g  0.930  CWE-664  (only its beginning was read, parsed in part)",
-        "    line 5 carries 1.25 of the margin",
-        "    line 4 carries 0.50 of the margin",
+        "    line 5 carries 1.25 of the margin: strcpy(b, s);",
+        f"    line 4 carries 0.50 of the margin: {'x' * 80}...",
+        "suppressed: src/a.c:3: old  0.930  (sizes are fixed)",
         "not scanned: src/b.c: Permission denied",
         "note: src/a.c:7: suppression without a reason has no effect",
         "note: the cache is not used",
         "2 findings in 40 functions of 2 files (threshold 0.800: 1.00% false alarms, 0.4 alarms per 1,000 lines when "
         "it was measured), 1 suppressed, 1 in the baseline, 1 not scanned, 3 ignored, 1.5 s",
+        CAUTION,
     ]
 
 
@@ -138,6 +142,8 @@ def test_gitlab():
     assert [bool(one.get("flags")) for one in found] == [False, False, True, True]
     assert all(one["identifiers"] and all(i["name"] and i["value"] for i in one["identifiers"]) for one in found)
     assert {"type": "cwe", "name": "CWE-664", "value": "664"}.items() <= found[1]["identifiers"][1].items()
+    assert len({one["name"] for one in found}) == 1, "the name is of the kind of finding"
+    assert [one["location"]["method"] for one in found] == ["copy", "C::g", "old", "known"]
 
 
 def test_gitlab_ids_stay_where_a_function_moves():
@@ -145,9 +151,9 @@ def test_gitlab_ids_stay_where_a_function_moves():
     assert of(moved, "gitlab")["vulnerabilities"][0]["id"] == of(OUTCOME, "gitlab")["vulnerabilities"][0]["id"]
 
 
-@pytest.mark.parametrize("name", ["json", "sarif", "gitlab"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_what_a_score_cannot_do_is_said(name):
-    assert LIMITS in render(OUTCOME, name)
+    assert (CAUTION if name == "text" else LIMITS) in render(OUTCOME, name)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -194,6 +200,13 @@ def test_hostile_names(name):
         assert uri.startswith("a%0Ab%1B%5B31m%0D%FF%22%27")
     if name == "json":
         jsonschema.validate(json.loads(text), REPORT)
+
+
+@pytest.mark.parametrize("name", ["::error file=a.c::x", "##[group]x.c", " ::stop-commands::x"])
+def test_no_line_begins_as_a_command_of_a_ci_service(name):
+    text = render(hostile_outcome(name), "text")
+    assert not any(line.lstrip().startswith(("::", "##")) for line in text.splitlines())
+    assert f"./{name}:3  " in text
 
 
 @settings(deadline=None)  # a busy machine is no failure

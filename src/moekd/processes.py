@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
 _Result = TypeVar("_Result")
+_SAFE_PATH = "PYTHONSAFEPATH"
 
 
 def process_pool(workers: int, start: Callable[..., None] | None = None, *arguments: Any) -> ProcessPoolExecutor:
     """Return a pool of fresh processes, each of which first calls `start` with the arguments."""
-    # "spawn", because forking a process that runs threads, as an editor's does, may deadlock.
-    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(start, arguments))
+    with _no_module_of_the_working_folder():  # the pool's locks start a process that watches over them
+        # "spawn", because forking a process that runs threads, as an editor's does, may deadlock.
+        return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(start, arguments))
 
 
 def _begin(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
@@ -28,13 +32,28 @@ def _begin(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> Non
 
 def submit(pool: ProcessPoolExecutor, work: Callable[..., _Result], *arguments: Any) -> Future[_Result]:
     """Hand in work, which may start a process. Until that ignores Ctrl-C it is blocked, as it then is here."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        return pool.submit(work, *arguments)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with _no_module_of_the_working_folder():
+        if not hasattr(signal, "pthread_sigmask"):  # Windows
+            return pool.submit(work, *arguments)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return pool.submit(work, *arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _no_module_of_the_working_folder() -> Iterator[None]:
+    """A process starts as `python -c`, which looks into the working folder first: code of whoever wrote that folder."""
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"  # once started, it takes over the search path of this process
     try:
-        return pool.submit(work, *arguments)
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
 
 
 def end_now(pool: ProcessPoolExecutor) -> None:

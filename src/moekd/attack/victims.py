@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from moekd import numerics
+from moekd import numerics, onnx_runtime
 from moekd.attack.encoding import VariantEncoder
 from moekd.attack.forward import forward_of
 from moekd.attack.search import UnusableAnswerError
@@ -139,9 +139,10 @@ class OnnxVictim(TokenVictim):
     """
 
     def __init__(self, path: Path) -> None:
-        import onnxruntime
         from tokenizers import Tokenizer
         from transformers import PreTrainedTokenizerFast
+
+        onnxruntime = onnx_runtime.load()
 
         tokenizer_file = path.with_name("tokenizer.json")
         if not tokenizer_file.is_file():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from moekd.cli.common import Quiet, complain
-from moekd.errors import SettingsError
+from moekd.errors import OutputError, SettingsError
 
 if TYPE_CHECKING:
     from moekd.scan.findings import Outcome
@@ -79,7 +79,7 @@ def scan(
 ) -> None:
     """Score each C and C++ function under PATH and report the likely vulnerable ones.
 
-    Example: moekd scan src/ --model model --false-alarm-rate 0.005 --out sarif=moekd.sarif
+    Example: moekd scan src/ --false-alarm-rate 0.005 --out sarif=moekd.sarif
     """
     from moekd.scan.outputs import render, write
 
@@ -100,7 +100,7 @@ def scan(
     outcome = _scan(paths, options, quiet, changed_since=changed_since, diff_file=diff, stdin_filename=stdin_filename)
     for name, path in wanted:
         write(outcome, name, path)
-    typer.echo(render(outcome, format), nl=False)
+    _print_report(render(outcome, format))
     raise typer.Exit(outcome.exit_code)
 
 
@@ -146,7 +146,7 @@ def lsp(
 ) -> None:
     """Serve an editor over stdin and stdout: diagnostics, hover and an action to suppress (Language Server Protocol).
 
-    Example, for an editor that takes a command: moekd lsp --model model
+    Example, for an editor that takes a command: moekd lsp
     """
     from moekd.scan.lsp import serve
     from moekd.scan.settings import load
@@ -161,7 +161,7 @@ def lsp(
 
 
 def _scan(paths: list[Path], options: dict[str, Any], quiet: bool, *, known: bool = True, **selection: Any) -> Outcome:
-    """Merge options with the settings file and scan; a bar on a terminal. `known` false: any baseline is left aside."""
+    """Merge options with the settings file and scan; a bar on a terminal. `known` is false where a baseline is made."""
     from moekd import console
     from moekd.scan.run import scan as scan_paths
     from moekd.scan.settings import load
@@ -169,10 +169,19 @@ def _scan(paths: list[Path], options: dict[str, Any], quiet: bool, *, known: boo
     options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     settings = load(Path.cwd(), options)
     if not known:
-        settings = settings.model_copy(update={"baseline": None, "top": None})
+        settings = settings.model_copy(update={"baseline": None, "top": None, "explain": False, "stability": 0})
     console.set_quiet(quiet or not sys.stderr.isatty())  # hooks and logs want the report only
     with console.bar(None, "files") as advance:
         return scan_paths(paths, settings, advance=advance, **selection)
+
+
+def _print_report(text: str) -> None:
+    try:
+        typer.echo(text, nl=False)
+    except BrokenPipeError:
+        raise  # who reads has seen enough, as with `| head`
+    except OSError as error:
+        raise OutputError(f"cannot write the report to stdout: {error.strerror}") from error
 
 
 def _format_and_file(text: str) -> tuple[str, Path]:

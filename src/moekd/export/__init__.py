@@ -94,7 +94,7 @@ def export(
         folder = Path(temporary)
         (folder / GRAPH_FILE).write_bytes(graph_of(classifier, precision, head))
         (folder / TOKENIZER_FILE).write_bytes(_tokenizer(classifier))
-        facts = _untested_facts(student, classifier, precision, folder)
+        facts = _untested_facts(student, out.resolve().name, classifier, precision, folder)
         facts["cwe_groups"] = [] if head is None else list(head.names)
         write_json(folder / FACTS_FILE, facts)
         model = ScanModel.load(folder)
@@ -165,7 +165,9 @@ def _tokenizer(classifier: Classifier) -> bytes:
     return str(backend.to_str(pretty=False)).encode()
 
 
-def _untested_facts(student: Path, classifier: Classifier, precision: Precision, folder: Path) -> dict[str, Any]:
+def _untested_facts(
+    student: Path, name: str, classifier: Classifier, precision: Precision, folder: Path
+) -> dict[str, Any]:
     """`model.json` as it must be to load the model for its own test."""
     from importlib.metadata import version
 
@@ -176,7 +178,7 @@ def _untested_facts(student: Path, classifier: Classifier, precision: Precision,
     }
     return {
         "schema": SCHEMA,
-        "name": student.resolve().name,
+        "name": name,
         "precision": precision,
         "labels": [classifier.model.config.id2label[index] for index in range(2)],
         "max_tokens": classifier.max_length,

@@ -17,8 +17,8 @@ def render_detection(result: Mapping[str, Any]) -> str:
     limits = [f"recall at {alarms:g} false alarms per 1,000 lines" for alarms in result["alarms_per_kloc"]]
     head = ["detector", *tops, *limits]
     rows = [
-        [name, *(f"{one['precision_at_top'][str(share)]:.3f}" for share in result["tops"])]
-        + [f"{one['recall_at_alarms'][str(alarms)]:.3f}" for alarms in result["alarms_per_kloc"]]
+        [name, *(_cell(one, "precision_at_top", share) for share in result["tops"])]
+        + [_cell(one, "recall_at_alarms", alarms) for alarms in result["alarms_per_kloc"]]
         for name, one in result["detectors"].items()
     ]
     source = (
@@ -30,4 +30,14 @@ def render_detection(result: Mapping[str, Any]) -> str:
         f"reaches {share:.2%} at any top. Disjoint from what was learned by {about['disjoint']}. "
         "Ties count as broken at random; a threshold never cuts through one."
     )
+    if any("intervals" in one for one in result["detectors"].values()):
+        note += " In brackets 95% bootstrap intervals over the functions."
     return f"{source}\n\n{note}\n\n{markdown_table(head, rows)}"
+
+
+def _cell(detector: Mapping[str, Any], kind: str, key: float) -> str:
+    value = f"{detector[kind][str(key)]:.3f}"
+    if "intervals" not in detector:
+        return value
+    low, high = detector["intervals"][kind][str(key)]
+    return f"{value} ({low:.3f} to {high:.3f})"

@@ -8,11 +8,11 @@ from moekd.files import read_json
 from moekd.report.attacks import over_settings_table, transfer_tables, validity_table
 from moekd.report.detection import render_detection
 from moekd.report.markdown import markdown_table, short_commit
-from moekd.report.scanning import render_scanning
+from moekd.report.scanning import render_scanning, render_start
 from moekd.report.searching import render_searching
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 ROUTER = "router"
@@ -54,12 +54,20 @@ def render_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(sections)
 
 
+#: Title and renderer of the results of each program in benchmarks/ that has a table, in the document's order.
+BENCHMARKS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "detection": ("Detection at the natural ratio", render_detection),
+    "scan": ("Cost of a scan", render_scanning),
+    "start": ("Cold start", render_start),
+    "search": ("Architecture search", render_searching),
+}
+
+
 def render_results_doc(paths: Sequence[Path]) -> str:
     """Return `docs/results.md`: a section for each `results.json`, in the given order, then the pre-training runs.
 
     Args:
-        paths: `results.json` of runs, manifests of finished `pretrain` steps, results of
-            benchmarks/detection.py, benchmarks/scan.py and benchmarks/search.py.
+        paths: `results.json` of runs, manifests of finished `pretrain` steps, results of the programs in benchmarks/.
     """
     header = (
         "# Results\n\n"
@@ -72,17 +80,10 @@ def render_results_doc(paths: Sequence[Path]) -> str:
     if pretrained:
         sections.append(_pretraining_section(pretrained))
     sections += [
-        f"# Detection at the natural ratio: {name}\n\n{render_detection(one)}"
+        f"# {title}: {name}\n\n{render(one)}"
+        for benchmark, (title, render) in BENCHMARKS.items()
         for name, one in found
-        if one.get("benchmark") == "detection"
-    ]
-    sections += [
-        f"# Cost of a scan: {name}\n\n{render_scanning(one)}" for name, one in found if one.get("benchmark") == "scan"
-    ]
-    sections += [
-        f"# Architecture search: {name}\n\n{render_searching(one)}"
-        for name, one in found
-        if one.get("benchmark") == "search"
+        if one.get("benchmark") == benchmark
     ]
     return "\n".join([header, *(f"#{section}" for section in sections)])
 

@@ -56,6 +56,7 @@ class Cache:
     def __init__(self, folder: Path | None, model_digest: str) -> None:
         self.trouble: str | None = None
         self._model = bytes.fromhex(model_digest)
+        self._folder = folder
         self._base: sqlite3.Connection | None = None
         if folder is not None:
             self._open(folder)
@@ -118,9 +119,8 @@ class Cache:
                 )
             self._base.execute("PRAGMA synchronous = OFF")  # a lost row is only computed again
         except (OSError, sqlite3.Error) as error:
-            self._turn_off(error, folder)
+            self._turn_off(error)
 
-    def _turn_off(self, error: Exception, folder: Path | None = None) -> None:
-        where = f" in {folder}" if folder else ""
-        self.trouble = f"the cache{where} is not used: {error}"
+    def _turn_off(self, error: Exception) -> None:
+        self.trouble = f"the cache in {self._folder} is not used: {error}"
         self.close()

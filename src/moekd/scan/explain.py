@@ -32,7 +32,7 @@ def carrying_lines(model: ScanModel, function: str, first_line: int) -> tuple[Li
             variants.append(variant)
     margins = model.margins([whole, *variants])
     shares = [
-        LineShare(first_line + index, float(margins[0] - margin))
+        LineShare(first_line + index, float(margins[0] - margin), rows[index].strip())
         for index, margin in zip(tried, margins[1:], strict=True)
     ]
     carrying = sorted((one for one in shares if one.drop > 0), key=lambda one: (-one.drop, one.line))

@@ -15,6 +15,9 @@ LIMITS = (
     "nothing, and no finding does not mean no vulnerability."
 )
 
+#: The same in one line, for people who read it every day.
+CAUTION = "A score is a guess from one function's text. It proves nothing; no finding does not mean no vulnerability."
+
 # Control characters, line ends of Unicode, and the marks that turn the direction of text.
 _CONTROL = (
     {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
@@ -33,10 +36,11 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LineShare:
-    """How much of a finding one line carries: the margin falls by `drop` when the line is left out."""
+    """How much of a finding a line carries: the margin falls by `drop` without it; `text` is what stands there."""
 
     line: int
     drop: float
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

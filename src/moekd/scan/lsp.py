@@ -20,6 +20,7 @@ from pygls.lsp.server import LanguageServer
 from moekd.scan.cache import Cache
 from moekd.scan.explain import carrying_lines
 from moekd.scan.findings import LIMITS, printable
+from moekd.scan.outputs import kind_of
 from moekd.scan.run import Selection, cache_folder, load_model
 from moekd.scan.score import FileScorer, Task
 from moekd.syntax import SUFFIXES
@@ -51,8 +52,9 @@ class Server(LanguageServer):
 
     def __init__(self, settings: ScanSettings) -> None:
         super().__init__("moekd", version("moekd"))
-        # The N best functions of one file mean nothing; a threshold does.
-        self.settings = settings.model_copy(update={"top": None, "explain": False})
+        # The N best functions of one file mean nothing; a threshold does. What takes many runs of the model waits
+        # until somebody asks.
+        self.settings = settings.model_copy(update={"top": None, "explain": False, "stability": 0})
         self.model = load_model(settings)
         Selection(self.model, self.settings)  # a threshold or a baseline that is wrong is told before the start
         self._judged: dict[str, _Judged] = {}
@@ -89,7 +91,8 @@ class Server(LanguageServer):
         text = "\n".join(judged.lines[finding.first_line - 1 : finding.last_line])
         shares = await self._in_thread(lambda: carrying_lines(self.model, text, finding.first_line))
         name = printable(finding.function).replace("`", "'") or "(unnamed)"
-        rows = [f"**moekd**: `{name}` is vulnerable with probability {finding.p:.3f}."]
+        kind = f", of the kind {kind_of(finding)}" if finding.cwe_group else ""
+        rows = [f"**moekd**: `{name}` is vulnerable with probability {finding.p:.3f}{kind}."]
         threshold = judged.outcome.threshold
         if threshold is not None:
             rows.append(
@@ -125,7 +128,7 @@ class Server(LanguageServer):
         selection = Selection(self.model, self.settings)
         content = source.encode("utf-8", "replace")
         selection.add(self._scorer.score_source(content, Task(path)), path)
-        return selection.outcome(seconds=0.0)
+        return selection.outcome()
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -214,8 +217,9 @@ def _diagnostic(judged: _Judged, line: int, message: str, severity: types.Diagno
 
 def _message(finding: Finding) -> str:
     name = printable(finding.function) or "this function"
+    kind = f", of the kind {kind_of(finding)}" if finding.cwe_group else ""
     part = "; only its beginning was read" if finding.cut else ""
-    return f"{name} is vulnerable with probability {finding.p:.3f}{part}"
+    return f"{name} is vulnerable with probability {finding.p:.3f}{kind}{part}"
 
 
 def _suppress(document: TextDocument, finding: Finding) -> types.CodeAction:

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from moekd import onnx_runtime
 from moekd.errors import SettingsError
 from moekd.files import sha256_file, sha256_text
 
@@ -109,7 +110,7 @@ class Facts:
             )
         allowed = [row for row in self.thresholds if getattr(row, field) <= limit]
         if not allowed:
-            lowest = min(getattr(row, field) for row in self.thresholds)
+            lowest = _rounded_up(min(getattr(row, field) for row in self.thresholds))
             raise SettingsError(
                 f"{option} {limit:g}: the model {self.name!r} has no threshold that low, because it was exported with "
                 f"too few functions to measure one; its lowest is {lowest:g}. Give that, or --top N"
@@ -229,8 +230,7 @@ class ScanModel:
 
     @cached_property
     def _session(self) -> Any:
-        import onnxruntime
-
+        onnxruntime = onnx_runtime.load()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # work is spread over processes
         options.log_severity_level = 3  # errors only
@@ -240,6 +240,12 @@ class ScanModel:
             )
         except Exception as error:  # the library's exceptions have no common base
             raise _damaged(self.folder, f"{GRAPH_FILE}: {str(error).splitlines()[0]}") from error
+
+
+def _rounded_up(value: float) -> float:
+    """To two digits: a value that is allowed because it is not below."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1) if value > 0 else 1.0
+    return math.ceil(value / unit) * unit
 
 
 def digest_of(files: Mapping[str, str], max_tokens: int) -> str:
@@ -281,6 +287,8 @@ def _facts(raw: Mapping[str, Any], files: Mapping[str, str]) -> Facts:
         )
         for row in raw["thresholds"]["rows"]
     )
+    if not all(0 <= row.p <= 1 and 0 <= row.false_alarm_rate <= 1 and row.alarms_per_kloc >= 0 for row in rows):
+        raise ValueError("thresholds")  # NaN among them would report nothing
     if raw["precision"] not in ("float32", "int8"):
         raise ValueError("precision")
     calibration, max_tokens = raw["calibration"], int(raw["max_tokens"])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from moekd.errors import OutputError
-from moekd.scan.findings import LIMITS, printable
+from moekd.scan.findings import CAUTION, LIMITS, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,7 @@ _CWE_VERSION = "4.14"
 _RULE = "moekd-vulnerable"
 # The model gives a probability and no impact, so every finding has the same middle severity.
 _SECURITY_SEVERITY = "5.0"
+_LINE_SHOWN = 80  # characters of a line of code
 _GITLAB_SCHEMA = "15.2.1"
 _NAMESPACE = uuid.UUID("6f1b5a0e-6d0c-5c53-9d0b-6f0a3a6d2c11")  # of GitLab ids: any fixed one
 
@@ -53,12 +54,30 @@ def _text(outcome: Outcome) -> str:
     lines: list[str] = []
     active = [one for one in outcome.findings if one.active]
     for one in active:
-        group = f"  {_kind(one)}" if one.cwe_group else ""
-        lines.append(f"{printable(one.path)}:{one.first_line}  {_function(one)}  {one.p:.3f}{group}{_marks(one)}")
-        lines += [f"    line {share.line} carries {share.drop:.2f} of the margin" for share in one.lines]
+        group = f"  {kind_of(one)}" if one.cwe_group else ""
+        lines.append(f"{_begins(one.path)}:{one.first_line}  {_function(one)}  {one.p:.3f}{group}{_marks(one)}")
+        lines += [
+            f"    line {share.line} carries {share.drop:.2f} of the margin: {_short(printable(share.text))}"
+            for share in one.lines
+        ]
+    lines += [
+        f"suppressed: {_place(one.path, one.first_line)}{_function(one)}  {one.p:.3f}  ({printable(one.suppressed)})"
+        for one in outcome.findings
+        if one.suppressed is not None
+    ]
     lines += [f"not scanned: {printable(one.path)}: {one.reason}" for one in outcome.unread]
     lines += [f"note: {_place(one.path, one.line)}{one.text}" for one in outcome.notes]
-    return "\n".join([*lines, _summary(outcome, len(active))]) + "\n"
+    return "\n".join([*lines, _summary(outcome, len(active)), CAUTION]) + "\n"
+
+
+def _begins(path: str) -> str:
+    """A name as the beginning of a line; CI services take a line that begins with "::" or "##" for a command."""
+    name = printable(path)
+    return f"./{name}" if name.lstrip().startswith(("::", "##")) else name
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LINE_SHOWN else f"{text[:_LINE_SHOWN]}..."
 
 
 def _place(path: str, line: int) -> str:
@@ -101,7 +120,7 @@ def _function(finding: Finding) -> str:
     return printable(finding.function) or "(unnamed)"
 
 
-def _kind(finding: Finding) -> str:
+def kind_of(finding: Finding) -> str:
     """The CWE group with its probability, as in "CWE-664 (0.61)"; "" where the model does not tell."""
     p = "" if finding.p_group is None else f" ({finding.p_group:.2f})"
     return f"{finding.cwe_group}{p}" if finding.cwe_group else ""
@@ -311,7 +330,7 @@ def _message(one: Finding, outcome: Outcome) -> str:
     # "[" and "]" would begin a link and "{" a placeholder in a SARIF message.
     name = "".join(c if c not in "[]{}\\" else "?" for c in _function(one))
     limit = "" if outcome.threshold is None else f" (threshold {outcome.threshold.p:.3f})"
-    kind = f", of the kind {_kind(one)}" if one.cwe_group else ""
+    kind = f", of the kind {kind_of(one)}" if one.cwe_group else ""
     return f"{name} is vulnerable with probability {one.p:.3f}{limit}{kind}{_marks(one)}"
 
 
@@ -350,6 +369,7 @@ def _junit(outcome: Outcome) -> str:
     for unread in outcome.unread:
         case = ET.SubElement(suite, "testcase", {"classname": _xml(unread.path), "name": "not scanned"})
         ET.SubElement(case, "error", {"message": _xml(unread.reason), "type": "not-scanned"})
+    ET.SubElement(suite, "system-out").text = LIMITS
     suites = ET.Element("testsuites")
     suites.append(suite)
     ET.indent(suites)
@@ -403,7 +423,7 @@ def _gitlab_finding(one: Finding, seen: Counter[tuple[str, str]], outcome: Outco
         identifiers.append({"type": "cwe", "name": one.cwe_group, "value": number, "url": url})
     found: dict[str, Any] = {
         "id": str(uuid.uuid5(_NAMESPACE, identity)),
-        "name": f"Likely vulnerable function {_function(one)}"[:255],
+        "name": "Likely vulnerable function",  # of the kind of finding: its place tells which function
         "description": f"{_message(one, outcome)}. {LIMITS}",
         "severity": "Medium",
         "location": {"file": path, "start_line": one.first_line, "end_line": one.last_line, "method": _function(one)},

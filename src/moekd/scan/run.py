@@ -14,12 +14,12 @@ from moekd.errors import SettingsError
 from moekd.scan import baseline, diff, explain
 from moekd.scan.cache import Cache, default_folder
 from moekd.scan.discover import Discovery, shown
-from moekd.scan.findings import Counts, Finding, Note, Outcome, Unread
+from moekd.scan.findings import Counts, Finding, Note, Outcome, Unread, printable
 from moekd.scan.model import FACTS_FILE, ScanModel, Threshold
 from moekd.scan.score import FileResult, FileScorer, Scored, Task, functions_of, read_limited
 from moekd.scan.stability import stability
 from moekd.scan.workers import Plan, score_all
-from moekd.syntax import language_of
+from moekd.syntax import SUFFIXES, language_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,10 +57,17 @@ def scan(
     selection = Selection(model, settings)
     root = Path.cwd()
     if [os.fspath(path) for path in paths] == [STDIN]:
+        if changed_since is not None or diff_file is not None:
+            raise SettingsError("--changed-since and --diff are for files; a source on stdin is scanned whole")
         _scan_stdin(model, settings, selection, stdin_filename, root)
     else:
+        if stdin_filename is not None:
+            raise SettingsError(f"--stdin-filename names a source on stdin: give {STDIN} as the only PATH")
         discovery = Discovery(paths, root=root)
-        tasks = _tasks(discovery, _changes(changed_since, diff_file, root))
+        changes = _changes(changed_since, diff_file, root)
+        if diff_file is not None:
+            selection.add_missing(changes or {})
+        tasks = _tasks(discovery, changes)
         plan = Plan(
             model.folder, cache_folder(settings), settings.max_file_bytes, settings.workers or os.cpu_count() or 1
         )
@@ -70,7 +77,9 @@ def scan(
                 selection.add(result, shown(Path(result.path), root))
             advance(len(results))
         selection.add_discovery(discovery)
-    return selection.outcome(seconds=time.monotonic() - start)
+        if changes is None:
+            selection.tell_if_empty()
+    return replace(selection.outcome(), seconds=time.monotonic() - start)
 
 
 def load_model(settings: ScanSettings) -> ScanModel:
@@ -110,6 +119,7 @@ class Selection:
         self._unread: list[Unread] = []
         self._notes: list[Note] = []
         self._order = 0
+        self._told_cache_trouble = False
 
     def add(self, result: FileResult, path: str, source: bytes | None = None) -> None:
         """Take one file's result. `source` is kept for looking into findings where the file cannot be read again."""
@@ -131,11 +141,25 @@ class Selection:
         self.counts.links += discovery.counts.links
 
     def add_cache_trouble(self, trouble: str | None) -> None:
-        note = Note("", 0, trouble or "")
-        if trouble and not any(one.path == "" for one in self._notes):
-            self._notes.append(note)
+        if trouble and not self._told_cache_trouble:
+            self._told_cache_trouble = True
+            self._notes.append(Note("", 0, trouble))
 
-    def outcome(self, *, seconds: float) -> Outcome:
+    def add_missing(self, changes: Mapping[str, diff.Changed]) -> None:
+        """Tell that a diff names sources that are not here; mostly it was made in another folder."""
+        missing = [path for path in changes if Path(path).suffix.lower() in SUFFIXES and not os.path.lexists(path)]
+        if missing:
+            path = printable(shown(Path(missing[0]), Path(os.path.realpath(Path.cwd()))))
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            text = f"the diff names {path}{others}, which is not here; its paths are read from the working folder"
+            self._notes.append(Note("", 0, text))
+
+    def tell_if_empty(self) -> None:
+        """A path that is wrong would look clean."""
+        if not self.counts.files and not self._unread:
+            self._notes.append(Note("", 0, "there is no C or C++ file to scan under the given paths"))
+
+    def outcome(self) -> Outcome:
         findings = [*self._kept, *(one for *_, one in self._best)]
         if self.threshold is None:
             full = len(self._best) == self.settings.top
@@ -154,7 +178,6 @@ class Selection:
             tuple(self._notes),
             self.counts,
             self._fail_on(),
-            seconds,
         )
 
     def _fail_on(self) -> float | None:
