@@ -18,6 +18,9 @@ Seconds are of processor time, system calls included: on one thread of an idle m
 and other work on the machine does not count. A function with nothing to rename is asked for once in an attack and gains
 least, and weighs nothing `in_all`, which compares sums over all functions.
 
+`names` compares ALERT's candidate names, `--names` functions: whole readings of each prediction by the library, as the
+references ask for them, with ours of the tokens near the place; how far the candidates agree is stated.
+
 `processes` compares the time that passes until all functions are attacked by several processes, their start included,
 with that of one; for this the machine must be idle.
 """
@@ -104,13 +107,14 @@ def main() -> None:
     parser.add_argument("--round", type=int, default=4, help="functions of a round")
     parser.add_argument("--budget", type=int, default=60)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--names", type=int, default=4, help="functions that ALERT's names are looked for")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     numerics.configure(1)
     attacked, others = drawn(chosen.data, chosen.functions)
     found = {Path(name).name: measured(name, attacked, others, chosen) for name in chosen.models}
     about = {"commit": commit(), "functions": chosen.functions, "budget": chosen.budget, "threads": 1}
-    text = json.dumps(about | found, indent=1)
+    text = json.dumps(about | found | {"names": names_measured(attacked[: chosen.names])}, indent=1)
     print(text)
     if chosen.out:
         chosen.out.write_text(text + "\n")
@@ -183,6 +187,38 @@ def measured(
             way: agreement(results[SLOW], results[way], ("outcome", "renames", "queries")) for way in (FAST, BF16)
         },
     }
+
+
+def names_measured(samples: Sequence[Sample]) -> dict[str, Any]:
+    """ALERT's candidate names by whole readings and by ours, on the same functions one after the other."""
+    from moekd.attack.substitutes import Proposer
+    from moekd.attack.variants import WholeRows
+    from moekd.config import Attack
+
+    whole, ours = (Proposer.from_pretrained(Attack()) for _ in range(2))
+    whole.reader = WholeRows(whole.model.base_model)
+    seconds: list[list[float]] = [[], []]
+    agreeing = []
+    for sample in (one for one in samples if Template.of(one.func).identifiers):
+        found = []
+        for taken, proposer in zip(seconds, (whole, ours), strict=True):
+            began = time.process_time()
+            found.append(proposer.propose(sample.func))
+            taken.append(time.process_time() - began)
+        agreeing += [jaccard(found[0][name], found[1][name]) for name in found[0] if found[0][name]]
+        print("names", {"whole": round(seconds[0][-1], 2), "ours": round(seconds[1][-1], 2)}, file=sys.stderr)
+    if not agreeing:
+        return {}
+    return {
+        "functions": len(seconds[0]),
+        "seconds_a_function": {"whole readings": statistics.mean(seconds[0]), "ours": statistics.mean(seconds[1])},
+        "times_as_fast": ratio(*seconds),
+        "agreement": {"identifiers": len(agreeing), "mean_jaccard": statistics.mean(agreeing)},
+    }
+
+
+def jaccard(first: Sequence[str], second: Sequence[str]) -> float:
+    return len({*first} & {*second}) / len({*first} | {*second})
 
 
 # Sizes from which glibc takes memory from the kernel for each tensor: what it grows to by itself, and none of ours.

@@ -27,6 +27,7 @@ from moekd.attack import (
     runner,
 )
 from moekd.attack.search import Search, attack_sample
+from moekd.attack.victims import MixtureVictim, p_vulnerable
 from moekd.classifier import Classifier, modernbert
 from moekd.config import Attack
 from moekd.data.leaks import BagOfTokens
@@ -534,6 +535,28 @@ def test_saved_models_are_victims(classifier, functions, make_model, tokenizer, 
     for name, model in {"classifier": classifier, "mixture": mixture, "bag": bag}.items():
         np.testing.assert_allclose(load_victim(tmp_path / name)(texts), ScorerVictim(model)(texts), atol=1e-6)
     assert len(np.unique(ScorerVictim(bag)(texts))) == 5
+
+
+def test_a_mixture_reads_the_tokens_once(make_model, tokenizer, functions, tmp_path):
+    """Router and two experts out of three: the mixture's own answers, and equal texts are asked once."""
+    texts = [one.func for one in functions[:6]]
+    scorers = [
+        Classifier(make_model(seed, labels=("a", "b", "c")[:labels]).eval(), tokenizer, 64)
+        for seed, labels in enumerate((3, 2, 2, 2))
+    ]
+    for one in scorers:
+        with torch.no_grad():
+            for weight in one.model.classifier.parameters():
+                weight.mul_(30)
+    mixture = Mixture(scorers[0], scorers[1:], groups=("a", "b", "c"), k=2, temperatures=(1.0, 2.0, 0.5))
+    assert MixtureVictim.fits(mixture)
+    victim = MixtureVictim(mixture)
+    session = victim.session(texts[0])
+    np.testing.assert_allclose(session([*texts, *texts]), p_vulnerable(mixture.logits(texts * 2)), atol=1e-6)
+    encoded = scorers[0].encode(texts)
+    assert victim.scored == len({row.tobytes() for row in np.split(encoded.flat, encoded.offsets[1:-1])})
+    shorter = Classifier(scorers[1].model, tokenizer, 32)
+    assert not MixtureVictim.fits(Mixture(scorers[0], [shorter] * 3, groups=("a", "b", "c"), k=2))
 
 
 def test_what_is_no_model_is_refused(tmp_path):

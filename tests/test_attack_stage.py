@@ -13,10 +13,12 @@ from micro import settings
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from moekd import cli, console, stages
-from moekd.attack import read_results, stage
+from moekd.attack import Names, read_results, runner, stage, substitutes
 from moekd.classifier import Classifier
-from moekd.config import Attack
+from moekd.config import ATTACK_READS, Attack
 from moekd.data.leaks import BagOfTokens
+from moekd.records import Sample
+from moekd.rewrite import Template
 from moekd.steps import key_of, read_manifest, run_steps
 
 
@@ -137,22 +139,51 @@ def test_plan_with_attacks():
     plain = settings(run={"seeds": [0, 1]}, student={"systems": ["moe"]})
     asked = settings(run={"seeds": [0, 1]}, student={"systems": ["moe"]}, attack={"attacks": ["mhm"]})
     assert labels_of(asked) - labels_of(plain) == {
-        "attack[bag-of-tokens]",
-        *(f"attack[{name}, seed {seed}]" for name in ("teacher", "mixture") for seed in (0, 1)),
-        *(f"attack[student-moe, compact-3mb, seed {seed}]" for seed in (0, 1)),
+        "attack[mhm, bag-of-tokens]",
+        *(f"attack[mhm, {name}, seed {seed}]" for name in ("teacher", "mixture") for seed in (0, 1)),
+        *(f"attack[mhm, student-moe, compact-3mb, seed {seed}]" for seed in (0, 1)),
         *(f"transfer[seed {seed}]" for seed in (0, 1)),
     }
     assert not [label for label in labels_of(plain) if label.startswith("attack")]
 
 
 def test_attacks_change_no_other_key():
-    """What was computed before attacks were asked for is reused, and so are attacks when a system is added."""
-    keys = []
-    for attack in ({}, {"attacks": ["mhm"]}, {"attacks": ["mhm"], "systems": ["teacher"]}):
+    """What was computed before attacks were asked for is reused; so are attacks when a system or an attack is added."""
+    found = [{}]
+    for attack in (
+        {},
+        {"attacks": ["mhm"], "systems": ["teacher"]},
+        {"attacks": ["mhm"]},
+        {"attacks": ["alert", "mhm"], "context": 64, "genetic": False},
+    ):
         chosen = settings(attack=attack)
-        keys.append({step.label: key_of(step, chosen) for step in stages.plan(chosen)[:-1]})
-    assert keys[1].items() >= keys[0].items()
-    assert keys[1].items() >= keys[2].items()
+        keys = {step.label: key_of(step, chosen) for step in stages.plan(chosen)[:-1] if step.stage != "transfer"}
+        assert keys.items() >= found[-1].items()
+        found.append(keys)
+    assert "attack[alert, mixture, seed 0]" in found[-1]
+
+
+@pytest.mark.parametrize("name", ATTACK_READS)
+def test_settings_that_an_attack_reads(name, functions):
+    """Those of its key and no others; the stage itself reads samples, precision and the size of the vocabulary."""
+    read = set()
+
+    class Noting(Attack):
+        def __getattribute__(self, setting):
+            if setting in Attack.model_fields:
+                read.add(setting)
+            return super().__getattribute__(setting)
+
+    stubborn = [Sample(one.id, one.func, 1, "toy") for one in functions[:2]]
+    names = Names(("p", "q", "total"), lambda one: {own.name: ["p", "q"] for own in Template.of(one.func).identifiers})
+    results = runner.attack(
+        lambda texts: np.array([0.9 - len(text) % 7 / 100 for text in texts]),
+        stubborn,
+        Noting(attacks=(name,), iterations=3, generations=1, children=3),
+        names,
+    )
+    assert {one.outcome for one in results} == {"withstood"}
+    assert read - {"attacks"} == set(ATTACK_READS[name]) - {"samples", "bf16", "vocabulary"}
 
 
 def test_a_mixture_that_is_no_model_is_refused():
@@ -174,14 +205,12 @@ def language_model(tokenizer, tmp_path_factory) -> str:
 
 def test_substitutes_are_shared_by_models(language_model, model, data, tmp_path, monkeypatch):
     """A second model attacked in the same folder needs no language model any more; other settings have another file."""
-    from moekd.attack.substitutes import Proposer
-
     other = tmp_path / "other"
     other.mkdir()
     (other / "bag-of-tokens.npz").write_bytes((model / "bag-of-tokens.npz").read_bytes())
     options = ("--data", data, "--samples", 3, "--budget", 9, "--attack", "alert", "--masked-lm", language_model, "-q")
     assert moekd("attack", model, *options, "--out", tmp_path / "a.jsonl") == 0
-    monkeypatch.setattr(Proposer, "from_pretrained", None)
+    monkeypatch.setattr(substitutes, "_propose", None)
     assert moekd("attack", other, *options, "--out", tmp_path / "b.jsonl") == 0
     assert len(list(tmp_path.glob("substitutes-*.jsonl"))) == 1
     assert read_results(tmp_path / "a.jsonl") == read_results(tmp_path / "b.jsonl")
@@ -228,14 +257,14 @@ def test_a_run_with_attacks(language_model, tmp_path):
     assert "## Transfer of adversarial functions, mhm" in table
     folders = run_steps(stages.plan(chosen), chosen)
     ids = [
-        [one.id for one in read_results(path / "results.jsonl")]
+        tuple(one.id for one in read_results(path / "results.jsonl"))
         for label, path in folders.items()
         if label.startswith("attack[")
     ]
-    assert len(ids) == 4
-    assert ids[0] == ids[1] == ids[2] == ids[3]
-    outcomes = read_manifest(folders["attack[teacher, seed 0]"])["facts"]["outcomes"]
-    assert sum(outcomes["mhm"][name] for name in outcomes["mhm"] if ":" not in name) == 8
+    assert len(ids) == 2 * 4
+    assert len(set(ids)) == 1
+    outcomes = read_manifest(folders["attack[mhm, teacher, seed 0]"])["facts"]["outcomes"]
+    assert sum(outcomes[name] for name in outcomes if ":" not in name) == 8
 
 
 def test_bag_of_tokens_is_the_baseline(tmp_path):

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from slow_variants import by_hooks
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
-from moekd.attack import Substitutes, attack
+from moekd.attack import Substitutes, attack, substitutes
 from moekd.attack.runner import Names
 from moekd.attack.substitutes import Proposer, _combinations
 from moekd.config import Attack
@@ -19,7 +20,7 @@ from moekd.records import Sample
 from moekd.rewrite import Code, Template
 from moekd.tokens import train_bpe
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 SETTINGS = Attack(attacks=("alert",), ranks=12, candidates=6, context=20, occurrences=2)
 
 
@@ -36,7 +37,7 @@ def proposer(bpe) -> Proposer:
 
 
 def slow_candidates(proposer: Proposer, text: str) -> dict[str, list[str]]:
-    """The method step by step: one forward pass a variant, nothing batched, nothing shared."""
+    """The method step by step: the library's forward pass for each variant, nothing batched, nothing shared."""
     tokenizer, model, settings = proposer.tokenizer, proposer.model, proposer.settings
     code, template = Code.of(text), Template.of(text)
     names = {start: one.name for one in template.identifiers for start, _ in one.spans}
@@ -52,7 +53,7 @@ def slow_candidates(proposer: Proposer, text: str) -> dict[str, list[str]]:
 
     def forward(row):
         with torch.inference_mode():
-            return model(input_ids=torch.tensor([[0, *row, 2]]), output_hidden_states=True)
+            return model(input_ids=torch.tensor([[0, *row, 2]]))
 
     logits = forward(ids).logits[0, 1:-1]
     found: dict[str, list[list[str]]] = {one.name: [] for one in template.identifiers}
@@ -60,17 +61,12 @@ def slow_candidates(proposer: Proposer, text: str) -> dict[str, list[str]]:
         if len(found[name]) == settings.occurrences:
             continue
         predicted = [logits[at].topk(settings.ranks).indices.tolist() for at in place]
-        left = max(0, (place[0] + place[-1] + 1 - settings.context) // 2)
-        window = ids[left : left + max(settings.context, place[-1] + 1 - left)]
-        inside = [at - left + 1 for at in place]
-        original = forward(window).hidden_states[-1][0, inside]
-        similarity = []
-        for rank in range(settings.ranks):
-            row = list(window)
-            for at, ranked in zip(inside, predicted, strict=True):
-                row[at - 1] = ranked[rank]
-            new = forward(row).hidden_states[-1][0, inside]
-            similarity.append(float(torch.nn.functional.cosine_similarity(original, new, dim=-1).mean()))
+        whole, at = [0, *ids, 2], slice(place[0] + 1, place[-1] + 2)
+        left = max(0, min(at.start, (at.start + at.stop - settings.context) // 2))
+        near = slice(left, max(at.stop, left + settings.context))
+        variants = torch.tensor([whole[at], *zip(*predicted, strict=True)])
+        original, *others = by_hooks(model.base_model, whole, at, variants, near)
+        similarity = [float(torch.nn.functional.cosine_similarity(original, new, dim=-1).mean()) for new in others]
         best = sorted(range(settings.ranks), key=lambda rank: -similarity[rank])[: settings.candidates]
         kept = [[ranked[rank] for rank in best] for ranked in predicted]
         if len(place) == 1:
@@ -92,7 +88,7 @@ def slow_candidates(proposer: Proposer, text: str) -> dict[str, list[str]]:
 
 
 def test_agrees_with_the_slow_reading(proposer, functions):
-    """Batches, windows and shared rows change no candidate and no order."""
+    """Batches, and rows that hold the near tokens alone, change no candidate and no order."""
     found = [proposer.propose(one.func) for one in functions[:12]]
     assert found == [slow_candidates(proposer, one.func) for one in functions[:12]]
     assert sum(len(names) for one in found for names in one.values()) > 50
@@ -174,9 +170,17 @@ def test_names_are_computed_once_and_kept(saved, proposer, functions, tmp_path, 
     path.write_bytes(content[:-5])
     Substitutes(path, saved).compute(samples)
     assert path.read_bytes() == content
-    monkeypatch.setattr(Proposer, "from_pretrained", None)
+    monkeypatch.setattr(substitutes, "_propose", None)
     again = Substitutes(path, saved)
     assert [again(one) for one in samples] == [proposer.propose(one.func) for one in samples]
+
+
+def test_processes_change_nothing(saved, functions, tmp_path):
+    """The same bytes from two processes as from one."""
+    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for processes, path in enumerate(files, start=1):
+        Substitutes(path, saved).compute(functions[:16], processes)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_file_of_another_model_is_refused(saved, functions, tmp_path):
@@ -194,16 +198,16 @@ def test_no_language_model():
 
 def test_alert_end_to_end(saved, functions, tmp_path):
     """From a folder of a language model to results; every success uses proposed names."""
-    substitutes = Substitutes(tmp_path / "names.jsonl", saved)
+    names = Substitutes(tmp_path / "names.jsonl", saved)
 
     def victim(texts):
         return np.array([0.4 if len(text) % 3 else 0.9 for text in texts])
 
     samples = [Sample(one.id, one.func, int(len(one.func) % 3 == 0), "toy") for one in functions[:6]]
-    results = attack(victim, samples, saved, Names((), substitutes), path=tmp_path / "a.jsonl")
+    results = attack(victim, samples, saved, Names((), names), path=tmp_path / "a.jsonl")
     fooled = [one for one in results if one.outcome == "fooled"]
     assert fooled
     for one in fooled:
-        names = substitutes(next(sample for sample in samples if sample.id == one.id))
-        assert all(new in names[old] for old, new in one.renames.items())
+        own = names(next(sample for sample in samples if sample.id == one.id))
+        assert all(new in own[old] for old, new in one.renames.items())
     assert json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])["schema"] == 1

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moekd.config import Attack
+from moekd.config import ATTACK_READS, SUBSTITUTES_READ
 from moekd.errors import SettingsError
 from moekd.experts.training import FLAWED_TEACHERS
 from moekd.steps import Step, folder_of, help_with, is_finished, run_steps
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from moekd.config import MoekdSettings, PretrainSettings
     from moekd.students.search import Kind
-
-#: Every setting of the attacks but the list of systems: which others are attacked changes no result.
-_ATTACK_READS = tuple(f"attack.{name}" for name in Attack.model_fields if name != "systems")
 
 BASELINES = ("length", "bag-of-tokens-half-a", "bag-of-tokens")
 
@@ -365,42 +362,39 @@ def _mixture(data: Step, partition: Step, scores: Step, seed: int, system: str, 
 
 
 def _attacks(settings: MoekdSettings, data: Step, reported: Sequence[Step], seed: int) -> list[Step]:
-    """An attack step for each wanted system of this seed that can be loaded as a model; none unless asked for."""
+    """A step for each attack on each wanted system of this seed that is a model; none unless asked for."""
     wanted = settings.attack
-    if not wanted.attacks:
-        return []
-    shared = {"data": data}
-    if "alert" in wanted.attacks:
-        shared["substitutes"] = Step(
-            "substitutes",
-            "moekd.attack.stage:propose",
-            reads=_ATTACK_READS,
-            needs={"data": data},
-            external="moekd.classifier:masked_lm_digests",
-        )
-    attacked = []
+    substitutes = Step(
+        "substitutes",
+        "moekd.attack.stage:propose",
+        reads=tuple(f"attack.{name}" for name in ("samples", "seed", *SUBSTITUTES_READ)),
+        needs={"data": data},
+        external="moekd.classifier:masked_lm_digests",
+    )
+    attacks = []
     for step in reported:
         kind = _attacked_kind(step)
         if kind in wanted.systems and step.variant.get("seed", settings.run.seeds[0]) == seed:
             variant = {"system": "mixture", **step.variant} if step.stage == "saved-mixture" else step.variant
-            attacked.append(
+            attacks += [
                 Step(
                     "attack",
                     "moekd.attack.stage:attack_system",
-                    reads=_ATTACK_READS,
-                    needs={**shared, "victim": step},
-                    variant=variant,
+                    reads=tuple(f"attack.{setting}" for setting in ATTACK_READS[name]),
+                    needs={"data": data, "victim": step} | ({"substitutes": substitutes} if name == "alert" else {}),
+                    variant={"attack": name, **variant},
                 )
-            )
-    return attacked + _transfer(data, attacked, seed)
+                for name in wanted.attacks
+            ]
+    return attacks + _transfer(data, attacks, seed)
 
 
-def _transfer(data: Step, attacked: Sequence[Step], seed: int) -> list[Step]:
+def _transfer(data: Step, attacks: Sequence[Step], seed: int) -> list[Step]:
     """What fooled one model, scored by the others; nothing with fewer than two."""
-    if len(attacked) < 2:
+    if len({step.needs["victim"] for step in attacks}) < 2:
         return []
-    needs = {"data": data} | {step.label: step for step in attacked}
-    needs |= {f"victim of {step.label}": step.needs["victim"] for step in attacked}
+    needs = {"data": data} | {step.label: step for step in attacks}
+    needs |= {f"victim of {step.label}": step.needs["victim"] for step in attacks}
     reads = ("attack.bf16", "evaluate.confidence")
     return [Step("transfer", "moekd.attack.stage:transfer_systems", reads=reads, needs=needs, variant={"seed": seed})]
 

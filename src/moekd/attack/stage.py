@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moekd import numerics
+from moekd.attack import runner
 from moekd.attack.measures import counts, robustness, transfer, wilson
-from moekd.attack.runner import attack, read_results
+from moekd.attack.runner import read_results
 from moekd.attack.schedule import Names, no_substitutes
 from moekd.attack.search import UnusableAnswerError
 from moekd.attack.substitutes import Substitutes, shared_file
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from moekd.attack.victims import Victim
-    from moekd.config import Attack, MoekdSettings
+    from moekd.config import Attack, AttackName, MoekdSettings
     from moekd.evaluate import Estimate
     from moekd.records import AttackResult, Sample
 
@@ -46,42 +47,43 @@ def propose(settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path) -
     """
     from moekd.data import load_parts
 
-    numerics.configure(settings.run.threads)
+    numerics.configure(1)  # here as in each process
     samples = attacked_samples(load_parts(inputs["data"])["test"], settings.attack)
     substitutes = Substitutes(folder / SUBSTITUTES, settings.attack)
-    substitutes.compute(samples)
+    substitutes.compute(samples, processes=settings.run.threads)
     names = [names for sample in samples for names in substitutes(sample).values()]
     return {"functions": len(samples), "identifiers": len(names), "names": sum(map(len, names))}
 
 
 def attack_system(
-    settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, *, system: str, **_: Any
+    settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, *, attack: AttackName, system: str, **_: Any
 ) -> dict[str, Any]:
-    """Stage: attack one model of the run on functions of its test part; writes `results.jsonl`.
+    """Stage: one attack on one model of the run, on functions of its test part; writes `results.jsonl`.
 
     MHM and WIR-Random draw from the names of the training parts.
 
     Args:
         inputs: `data`, `victim` (a folder that holds the saved model in `model/`; the bag of tokens is fitted again),
-            and `substitutes` if ALERT is asked for.
+            and `substitutes` of ALERT.
         system: name of the model.
     Returns:
-        Outcomes of each attack, counted.
+        Outcomes, counted.
     """
     from moekd.data import load_parts
 
     numerics.configure(1)  # here as in each worker process
-    wanted = settings.attack
+    wanted = settings.attack.of(attack)
     parts = load_parts(inputs["data"])
     training = [*parts["train_a"], *parts["train_b"]]
     names = Names(
         frequent_names((sample.func for sample in training), wanted.vocabulary),
-        Substitutes(inputs["substitutes"] / SUBSTITUTES, wanted) if "substitutes" in inputs else no_substitutes,
+        Substitutes(inputs["substitutes"] / SUBSTITUTES, settings.attack) if attack == "alert" else no_substitutes,
     )
     victim = _victim(system, inputs["victim"], training, bf16=wanted.bf16)
     samples = attacked_samples(parts["test"], wanted)
-    results = attack(victim, samples, wanted, names, path=folder / RESULTS, model=system, workers=settings.run.threads)
-    return {"outcomes": {name: counts(of_attack(results, name)) for name in wanted.attacks}}
+    path, processes = folder / RESULTS, settings.run.threads
+    results = runner.attack(victim, samples, wanted, names, path=path, model=system, workers=processes)
+    return {"outcomes": counts(results)}
 
 
 def _victim(system: str, folder: Path, training: Sequence[Sample], *, bf16: bool) -> Victim | SavedVictim:
@@ -92,8 +94,8 @@ def transfer_systems(settings: MoekdSettings, inputs: Mapping[str, Path], folder
     """Stage: what fooled one model of the run, scored by each other one; writes `transfer.json`.
 
     Args:
-        inputs: `data`; for each attacked model, by any name N, the folder of its attacks as `N` and that of the model
-            as `victim of N`.
+        inputs: `data`; for each attack on a model, by any name N, the folder of its results as `N` and that of the
+            model as `victim of N`.
     Returns:
         Number of shares, one a row: attack, fooled and scored_by (names of models), value, low, high, n. Of a model
         that gives no usable answer n is 0.
@@ -107,20 +109,18 @@ def transfer_systems(settings: MoekdSettings, inputs: Mapping[str, Path], folder
     names = [name for name in inputs if f"victim of {name}" in inputs]
     variants = {name: read_json(inputs[name] / "manifest.json")["variant"] for name in names}
     results = {name: read_results(inputs[name] / RESULTS) for name in names}
+    models = {inputs[f"victim of {name}"]: variants[name] for name in names}
     rows: list[dict[str, Any]] = []
-    for scorer in names:
-        folder_of_model = inputs[f"victim of {scorer}"]
-        found = _victim(variants[scorer]["system"], folder_of_model, training, bf16=settings.attack.bf16)
+    for model, scorer in models.items():
+        found = _victim(scorer["system"], model, training, bf16=settings.attack.bf16)
         victim = found.load() if isinstance(found, SavedVictim) else found
-        for fooled in (name for name in names if name != scorer):
-            for attack_name in dict.fromkeys(one.attack for one in results[fooled]):
-                own = of_attack(results[fooled], attack_name)
-                try:
-                    share = transfer(own, originals, victim, confidence=settings.evaluate.confidence)
-                except UnusableAnswerError:
-                    share = wilson(0, 0)
-                about = {"fooled": _called(variants[fooled]), "scored_by": _called(variants[scorer])}
-                rows.append({"attack": attack_name} | about | _estimate_fields(share))
+        for fooled in (name for name in names if inputs[f"victim of {name}"] != model):
+            try:
+                share = transfer(results[fooled], originals, victim, confidence=settings.evaluate.confidence)
+            except UnusableAnswerError:
+                share = wilson(0, 0)
+            about = {"fooled": _called(variants[fooled]), "scored_by": _called(scorer)}
+            rows.append({"attack": variants[fooled]["attack"]} | about | _estimate_fields(share))
     write_json(folder / TRANSFER, rows)
     return {"shares": len(rows)}
 
@@ -181,7 +181,8 @@ def attack_file(
         frequent_names((sample.func for sample in others), settings.vocabulary),
         Substitutes(shared_file(out.parent, settings), settings) if "alert" in settings.attacks else no_substitutes,
     )
-    results = attack(victim, samples, settings, names, path=out, model=_identity(model), workers=Run().threads)
+    workers = Run().threads
+    results = runner.attack(victim, samples, settings, names, path=out, model=_identity(model), workers=workers)
     found: dict[str, dict[str, Any]] = {}
     for name in settings.attacks:
         own = of_attack(results, name)

@@ -2,30 +2,37 @@
 
 They depend on the function alone, never on the model under attack, so they are computed once and shared.
 
-The steps are those of methods.md 7.2. For speed, the similarity of step 2 is computed in a window of tokens around the
-place instead of the whole function, and for the first few occurrences of a name instead of all; and by the encoder
-alone, since the language model's head, the widest product of all, adds nothing to an embedding.
+The steps are those of methods.md 7.2, for the first few occurrences of a name instead of all. The similarity of step 2,
+60 readings of the whole function for each occurrence in the reference, is computed anew for the tokens near the place
+only, while the others keep what the original gives them (variants.py); docs/method.md says how close that comes.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
+from collections import deque
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moekd import console, numerics
-from moekd.classifier import language_model_of, length_limit, model_inputs
-from moekd.errors import DataError, SettingsError
+from moekd.attack.variants import variant_reader
+from moekd.classifier import language_model_of, length_limit
+from moekd.config import SUBSTITUTES_READ
+from moekd.errors import DataError, MoekdError, SettingsError
 from moekd.files import sha256_text, write_bytes, writing
+from moekd.processes import end_now, process_pool, submit
 from moekd.rewrite import Template
-from moekd.tokens import Tokens, token_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
     from moekd.config import Attack
@@ -55,6 +62,7 @@ class Proposer:
 
     def __init__(self, model: Any, tokenizer: Any, settings: Attack) -> None:
         self.model = model.to(numerics.device()).eval()
+        self.reader = variant_reader(self.model.base_model)
         self.tokenizer = tokenizer
         self.settings = settings
         self.max_length = length_limit(model.config, tokenizer)
@@ -149,51 +157,19 @@ class Proposer:
         self, ids: list[int], places: Sequence[_Place], predicted: Mapping[int, np.ndarray]
     ) -> list[np.ndarray]:
         """Step 2: for each place the ranks by falling similarity of the embeddings that the replaced text gives it."""
-        rows: list[list[int]] = []
-        inside: list[tuple[int, int]] = []  # of each row, where the place's sub-tokens are
-        for place in places:
-            left = max(0, (place.start + place.end - self.settings.context) // 2)
-            right = min(len(ids), left + max(self.settings.context, place.end - left))
-            window = ids[left:right]
-            start, end = place.start - left, place.end - left
-            ranks = len(predicted[place.start])
-            for rank in range(-1, ranks):
-                changed = list(window)
-                if rank >= 0:
-                    changed[start:end] = [int(predicted[at][rank]) for at in range(place.start, place.end)]
-                rows.append(self._with_specials(changed))
-                inside.append((start + 1, end + 1))
-        embedded = self._embedded(rows, inside)
-        kept, at = [], 0
-        for place in places:
-            ranks = len(predicted[place.start])
-            original, *others = embedded[at : at + ranks + 1]
-            similarity = np.array([_mean_cosine(original, other) for other in others])
-            kept.append(np.argsort(-similarity, kind="stable")[: self.settings.candidates])
-            at += ranks + 1
-        return kept
-
-    def _embedded(self, rows: Sequence[list[int]], inside: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Contextual embeddings of a part of each row, (part, hidden) each; equal rows and parts are read once."""
-        distinct = list(dict.fromkeys((tuple(row), part) for row, part in zip(rows, inside, strict=True)))
-        found: dict[tuple[tuple[int, ...], tuple[int, int]], np.ndarray] = {}
-        for batch, output in self._batches(self.model.base_model, [row for row, _ in distinct]):
-            hidden = output.hidden_states[-1]  # (batch, tokens, hidden)
-            for number, states in zip(batch, hidden, strict=True):
-                start, end = distinct[number][1]
-                found[distinct[number]] = states[start:end].double().cpu().numpy()
-        return [found[tuple(row), part] for row, part in zip(rows, inside, strict=True)]
-
-    def _batches(self, model: Any, rows: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, Any]]:
-        """The output of a model, with hidden states, for batches of rows of similar length."""
         import torch
 
-        tokens = Tokens.of(rows)
-        budget = numerics.tokens_at_once()
-        for batch in token_batches(tokens.lengths, budget=budget, limit=budget):
-            inputs = model_inputs(tokens, batch, self.tokenizer.pad_token_id)
-            with torch.inference_mode():
-                yield batch, model(**inputs, output_hidden_states=True)
+        original = self.reader.original(self._with_specials(ids))
+        kept = []
+        for place in places:
+            at = slice(place.start + 1, place.end + 1)
+            replaced = np.stack([predicted[at] for at in range(place.start, place.end)], axis=1)  # (ranks, sub-tokens)
+            rows = torch.from_numpy(replaced).to(original.ids)
+            new = self.reader.embeddings(original, at, rows, near=self.settings.context)
+            cosine = torch.nn.functional.cosine_similarity(original.states[at].double(), new.double(), dim=-1)
+            similarity = cosine.mean(dim=1).cpu().numpy()  # (ranks,)
+            kept.append(np.argsort(-similarity, kind="stable")[: self.settings.candidates])
+        return kept
 
     def _names(
         self, places: Sequence[_Place], predicted: Mapping[int, np.ndarray], kept: Sequence[np.ndarray]
@@ -218,20 +194,18 @@ class Proposer:
         import torch
 
         found = [0.0] * len(rows)
-        if not rows:
-            return found
-        for batch, output in self._batches(self.model, [self._with_specials(list(row)) for row in rows]):
-            for number, logits in zip(batch, output.logits, strict=True):
-                row = rows[number]
-                logs = torch.log_softmax(logits[1 : len(row) + 1].double(), dim=-1)
-                found[number] = -float(logs[range(len(row)), list(row)].mean())
+        for length in {len(row) for row in rows}:
+            same = [number for number, row in enumerate(rows) if len(row) == length]
+            for start in range(0, len(same), at_once := max(1, numerics.tokens_at_once() // (length + 2))):
+                batch = same[start : start + at_once]
+                texts = [self._with_specials(list(rows[number])) for number in batch]
+                ids = torch.tensor(texts, device=numerics.device())
+                with torch.inference_mode():
+                    logits = self.model(input_ids=ids).logits[:, 1:-1]  # (batch, sub-tokens, vocabulary)
+                    logs = logits.gather(2, ids[:, 1:-1, None])[..., 0] - logits.logsumexp(dim=2)
+                for number, mean in zip(batch, logs.double().mean(dim=1).tolist(), strict=True):
+                    found[number] = -mean
         return found
-
-
-def _mean_cosine(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean over rows of the cosine between two arrays, (rows, hidden)."""
-    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    return float(((first * second).sum(axis=1) / np.maximum(norms, 1e-12)).mean())
 
 
 def _combinations(pieces: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
@@ -263,6 +237,10 @@ def _in_turn(lists: Sequence[Sequence[str]]) -> Iterator[str]:
 
 # ------------------------------------------------------------------------------------------------------ file
 
+SCHEMA = 2  # 1: similarity in windows of the text
+_WORTH_A_PROCESS = 8  # functions of a second or two each: a process starts and loads the model in some seconds
+_IN_FLIGHT = 2  # functions for each process: the next one is there when one ends
+
 
 class Substitutes:
     """Candidate names of many functions in a JSON lines file, computed when they are first asked for.
@@ -273,28 +251,35 @@ class Substitutes:
     def __init__(self, path: Path, settings: Attack) -> None:
         self.path = path
         self.settings = settings
-        self._proposer: Proposer | None = None
         self._known = self._read()
 
     def __call__(self, sample: Sample) -> Mapping[str, list[str]]:
-        key = sha256_text(sample.func)[:16]
-        if key not in self._known:
-            self._proposer = self._proposer or Proposer.from_pretrained(self.settings)
-            self._known[key] = self._proposer.propose(sample.func)
-            with writing(self.path), self.path.open("ab") as stream:
-                stream.write(_line({"function": key, "names": self._known[key]}))
-        return self._known[key]
+        self.compute([sample])
+        return self._known[_key(sample.func)]
 
-    def compute(self, samples: Iterable[Sample]) -> None:
-        """Compute and keep the names of all samples."""
-        wanted = list(samples)
-        with console.bar(len(wanted), "substitutes") as advance:
-            for sample in wanted:
-                self(sample)
+    def compute(self, samples: Iterable[Sample], processes: int = 1) -> None:
+        """Compute and keep the names of all samples, in several processes of one thread each where asked for.
+
+        Raises:
+            MoekdError: a process died. The names so far are kept.
+        """
+        texts = {_key(sample.func): sample.func for sample in samples}
+        missing = {key: text for key, text in texts.items() if key not in self._known}
+        if not missing:
+            return
+        with (
+            console.bar(len(texts), "substitutes") as advance,
+            closing(_proposed(self.settings, list(missing.values()), processes)) as found,
+        ):
+            advance(len(texts) - len(missing))
+            for key, names in zip(missing, found, strict=True):
+                self._known[key] = names
+                with writing(self.path), self.path.open("ab") as stream:
+                    stream.write(_line({"function": key, "names": names}))
                 advance(1)
 
     def _read(self) -> dict[str, dict[str, list[str]]]:
-        header = self.settings.model_dump(mode="json", include=_READ)
+        header = _header(self.settings)
         whole = self.path.read_bytes() if self.path.is_file() else b""
         whole = whole[: whole.rfind(b"\n") + 1]  # without what a kill cut off
         if not whole:
@@ -307,15 +292,61 @@ class Substitutes:
         return {entry["function"]: entry["names"] for entry in map(json.loads, rest)}
 
 
-#: Settings that the candidates depend on.
-_READ = {"masked_lm", "masked_lm_revision", "candidates", "ranks", "occurrences", "context"}
-
-
 def shared_file(folder: Path, settings: Attack) -> Path:
     """A file in `folder` for the candidates under these settings, to be shared by attacks on any model."""
-    settings_read = json.dumps(settings.model_dump(mode="json", include=_READ), sort_keys=True)
-    return folder / f"substitutes-{sha256_text(settings_read)[:8]}.jsonl"
+    return folder / f"substitutes-{sha256_text(json.dumps(_header(settings), sort_keys=True))[:8]}.jsonl"
+
+
+def _header(settings: Attack) -> dict[str, Any]:
+    return {"schema": SCHEMA, **settings.model_dump(mode="json", include=set(SUBSTITUTES_READ))}
+
+
+def _key(text: str) -> str:
+    return sha256_text(text)[:16]
 
 
 def _line(value: Any) -> bytes:
     return (json.dumps(value) + "\n").encode()
+
+
+# -------------------------------------------------------------------------------------------------- processes
+
+
+def _proposed(settings: Attack, texts: Sequence[str], processes: int) -> Generator[dict[str, list[str]]]:
+    """Yield the names of each text in order, which are the same in any number of processes."""
+    processes = min(processes, len(texts) // _WORTH_A_PROCESS)
+    if processes > 1:
+        yield from _in_processes(settings, texts, processes)
+        return
+    for text in texts:
+        yield _propose(settings, text)
+
+
+def _in_processes(settings: Attack, texts: Sequence[str], processes: int) -> Iterator[dict[str, list[str]]]:
+    waiting = iter(texts)
+    running: deque[Future[dict[str, list[str]]]] = deque()
+    pool = process_pool(processes, numerics.configure, 1)
+    try:
+        while True:
+            for text in islice(waiting, processes * _IN_FLIGHT - len(running)):
+                running.append(submit(pool, _propose, settings, text))
+            if not running:
+                pool.shutdown()
+                return
+            yield running.popleft().result()
+    except BrokenProcessPool as error:
+        raise MoekdError(
+            "a process that looked for ALERT's names died, most often for lack of memory; finished functions are kept, "
+            "and the same command continues from there"
+        ) from error
+    finally:
+        end_now(pool)
+
+
+def _propose(settings: Attack, text: str) -> dict[str, list[str]]:
+    return _proposer(settings).propose(text)
+
+
+@cache
+def _proposer(settings: Attack) -> Proposer:
+    return Proposer.from_pretrained(settings)

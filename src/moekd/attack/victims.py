@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moekd.classifier import Classifier
+    from moekd.mixture import Mixture
     from moekd.records import Scorer
     from moekd.tokens import Tokens
 
@@ -124,6 +125,30 @@ class ClassifierVictim(TokenVictim):
             pad_id = self.classifier.tokenizer.pad_token_id
             found = predict(self.classifier.model, tokens, pad_id=pad_id, bf16=self.bf16)
         return found
+
+
+class MixtureVictim(TokenVictim):
+    """A mixture of classifiers that read the same tokens: a text is encoded once, for router and experts."""
+
+    def __init__(self, mixture: Mixture, *, bf16: bool = False) -> None:
+        scorers = (mixture.router, *mixture.experts)
+        self._parts = {id(one): ClassifierVictim(cast("Classifier", one), bf16=bf16) for one in scorers}
+        first = self._parts[id(mixture.router)].classifier
+        super().__init__(first.tokenizer, first.max_length)
+        self.mixture = mixture
+
+    @staticmethod
+    def fits(mixture: Mixture) -> bool:
+        """Whether router and experts are classifiers that make the same tokens of a text."""
+        from moekd.classifier import Classifier
+
+        scorers = (mixture.router, *mixture.experts)
+        classifiers = [one for one in scorers if isinstance(one, Classifier)]
+        readings = {(one.tokenizer.backend_tokenizer.to_str(), one.max_length) for one in classifiers}
+        return len(classifiers) == len(scorers) and len(readings) == 1
+
+    def _logits(self, tokens: Tokens) -> np.ndarray:
+        return self.mixture.fused(len(tokens), lambda one, rows: self._parts[id(one)]._logits(tokens.take(rows)))
 
 
 class OnnxVictim(TokenVictim):
@@ -283,14 +308,10 @@ def _load_classifier(place: str | Path, bf16: bool) -> Victim:
 
 
 def _load_mixture(path: Path, bf16: bool) -> Victim:
-    from moekd.classifier import Classifier
     from moekd.mixture import Mixture
 
     mixture = Mixture.from_pretrained(path)
-    for one in (mixture.router, *mixture.experts):
-        if isinstance(one, Classifier):
-            use_fused_attention(one.model)
-    return ScorerVictim(mixture)
+    return MixtureVictim(mixture, bf16=bf16) if MixtureVictim.fits(mixture) else ScorerVictim(mixture)
 
 
 def _load_bag_of_tokens(path: Path, bf16: bool) -> Victim:

@@ -27,12 +27,14 @@ from moekd.config.distill import (
     Skewed,
     Standardised,
 )
-from moekd.config.evaluate import Attack, AttackName
+from moekd.config.evaluate import ATTACK_READS, SUBSTITUTES_READ, Attack, AttackName
 from moekd.config.roots import MoekdSettings, PretrainSettings, RootSettings, Run
 from moekd.config.students import PublishedMethod, Way
 from moekd.config.teachers import Corpus, Experts, Pretrain
 
 __all__ = [
+    "ATTACK_READS",
+    "SUBSTITUTES_READ",
     "AnnealedTemperature",
     "Attack",
     "AttackName",

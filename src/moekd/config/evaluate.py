@@ -36,10 +36,27 @@ class Attack(Settings):
     masked_lm_revision: str | None = None  # alert: pinned revision of a hub model
     ranks: int = Field(60, ge=1)  # alert: predictions considered at each token
     occurrences: int = Field(3, ge=1)  # alert: places of an identifier where predictions are made
-    context: int = Field(128, ge=16)  # alert: tokens around a place that the similarity is computed in
+    context: int = Field(8, ge=1)  # alert: tokens around a place that are computed anew for each prediction
     genetic: bool = True  # alert: the second stage
     generations: int = Field(5, ge=1)  # alert, genetic: for each member of the population, 10 in all at least
     children: int = Field(64, ge=1)  # alert, genetic: of a generation
     crossover: float = Field(0.7, ge=0, le=1)  # alert, genetic: probability; else mutation
     minimal: bool = False  # look for the fewest renames of each success; their queries come on top of the budget
     bf16: bool = False  # score in bfloat16 where it is fast; figures are quoted from fp32
+
+    def of(self, attack: AttackName) -> Attack:
+        """Return the settings of one attack alone; those that it does not read have their defaults."""
+        return Attack(attacks=(attack,), **{name: getattr(self, name) for name in ATTACK_READS[attack]})
+
+
+_EVERY_ATTACK_READS = ("samples", "seed", "budget", "candidates", "minimal", "bf16")
+
+#: Settings that change the results of an attack; its candidate names from elsewhere apart.
+ATTACK_READS: dict[AttackName, tuple[str, ...]] = {
+    "alert": (*_EVERY_ATTACK_READS, "genetic", "generations", "children", "crossover"),
+    "mhm": (*_EVERY_ATTACK_READS, "vocabulary", "iterations", "mhm_rule"),
+    "wir-random": (*_EVERY_ATTACK_READS, "vocabulary"),
+}
+
+#: Settings that change ALERT's candidate names.
+SUBSTITUTES_READ = ("masked_lm", "masked_lm_revision", "candidates", "ranks", "occurrences", "context")

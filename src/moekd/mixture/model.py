@@ -15,7 +15,7 @@ from moekd.mixture.fusion import Fusion, Weights, fuse, top_k
 from moekd.partition import load as load_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from moekd.config import MoekdSettings
     from moekd.records import Scorer
@@ -73,13 +73,17 @@ class Mixture:
 
         Raises SettingsError if k is larger than the number of experts.
         """
-        router = self.router.logits(texts)
+        return self.fused(len(texts), lambda scorer, rows: scorer.logits([texts[row] for row in rows]))
+
+    def fused(self, count: int, ask: Callable[[Scorer, np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return the fused logits of `count` texts, whatever they are, of which `ask` tells a scorer's for some."""
+        router = ask(self.router, np.arange(count))
         selected = top_k(router, self.k)
         answers = np.full((*router.shape, 2), np.nan)
         for index, expert in enumerate(self.experts):
-            rows = np.flatnonzero((selected == index).any(axis=1)).tolist()
-            if rows:
-                answers[rows, index] = expert.logits([texts[row] for row in rows]) / self.temperatures[index]
+            rows = np.flatnonzero((selected == index).any(axis=1))
+            if len(rows):
+                answers[rows, index] = ask(expert, rows) / self.temperatures[index]
         fused = fuse(router, answers, k=self.k, weights=self.weights, fusion=self.fusion)
         return fused.astype(np.float32)
 
