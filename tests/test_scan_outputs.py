@@ -202,7 +202,7 @@ def test_hostile_names(name):
         jsonschema.validate(json.loads(text), REPORT)
 
 
-@pytest.mark.parametrize("name", ["::error file=a.c::x", "##[group]x.c", " ::stop-commands::x"])
+@pytest.mark.parametrize("name", ["::error file=a.c::x", "##[group]x.c", " ::stop-commands::x", ":"])
 def test_no_line_begins_as_a_command_of_a_ci_service(name):
     text = render(hostile_outcome(name), "text")
     assert not any(line.lstrip().startswith(("::", "##")) for line in text.splitlines())

@@ -71,9 +71,9 @@ def _text(outcome: Outcome) -> str:
 
 
 def _begins(path: str) -> str:
-    """A name as the beginning of a line; CI services take a line that begins with "::" or "##" for a command."""
+    """A name as the beginning of a line, a colon after it; to CI services "::" and "##" there begin a command."""
     name = printable(path)
-    return f"./{name}" if name.lstrip().startswith(("::", "##")) else name
+    return f"./{name}" if name.lstrip().startswith((":", "##")) else name
 
 
 def _short(text: str) -> str:
