@@ -42,10 +42,14 @@ OTHERS = {
     "semgrep": ["semgrep", "scan", "--quiet", "--metrics=off", "--disable-version-check"],
 }
 
-#: Seconds after which another scanner runs in the first round alone: cppcheck goes through many variants of a file.
-LONG = 120
+#: Seconds after which another scanner is stopped and has no cost: cppcheck goes through many variants of a file.
+LIMIT = 120
 #: Exit codes of ours and of flawfinder's (a file that is not UTF-8) where all but some files were read.
 SKIPPED_A_FILE = (4, 15)
+
+
+class TooLongError(Exception):
+    """A scanner was stopped."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +97,21 @@ def of_tree(tree: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         sample = texts[:: max(1, len(texts) // arguments.functions)]  # from all over the tree
         contestants = contestants_on(tree, arguments, Path(folder), sample)
         costs: dict[str, list[Cost]] = {name: [] for name in contestants}
+        stopped: list[str] = []
         for number in range(arguments.rounds):
             shutil.rmtree(Path(folder) / "cache", ignore_errors=True)
             names = list(contestants)
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                if name in OTHERS and number and costs[name][0].seconds > LONG:
+                if name in stopped:
                     continue
-                costs[name].append(contestants[name]())
+                try:
+                    costs[name].append(contestants[name]())
+                except TooLongError:
+                    stopped.append(name)
+                    continue
                 print(f"{tree.name}, round {number + 1}: {name} {costs[name][-1].seconds:.2f} s", file=sys.stderr)
     found: dict[str, Any] = {"tree": tree.name, "counts": counts}
-    found["costs"] = {name: summary(each) for name, each in costs.items()}
+    found["costs"] = {name: summary(each) for name, each in costs.items() if name not in stopped}
     for name, each in found["costs"].items():
         functions = len(sample) if name.startswith("pipeline") else counts["functions"]
         each["functions_per_second"] = round(functions / statistics.median(each["seconds"]), 1)
@@ -119,6 +128,7 @@ def of_tree(tree: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.student:
         found["limit_seconds_one_core"] = limits(texts, arguments)
     found["not_installed"] = [name for name in OTHERS if name not in contestants]
+    found["failed"] = dict.fromkeys(stopped, f"it was stopped after {LIMIT} s")
     return found
 
 
@@ -146,7 +156,7 @@ def contestants_on(
     for name, command in OTHERS.items():
         if shutil.which(command[0]):
             rules = [f"--config={arguments.semgrep_rules}"] if name == "semgrep" else []
-            found[name] = lambda command=[*command, *rules]: run([*command, str(tree)])  # type: ignore[misc]
+            found[name] = lambda command=[*command, *rules]: run([*command, str(tree)], LIMIT)  # type: ignore[misc]
     if arguments.student:
         found["pipeline, 1 core"] = lambda: pipeline(arguments.student, sample, batch=1, threads=1)
         found["pipeline, 1 core, batches of 32"] = lambda: pipeline(arguments.student, sample, batch=32, threads=1)
@@ -163,20 +173,33 @@ def ours(tree: Path, arguments: argparse.Namespace, cache: Path, *, workers: int
 
 # A process starts with the peak of the one that started it, so that a small one must stand between.
 _LAUNCHER = """
-import resource, subprocess, sys
-ended = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
+import resource, subprocess, sys, threading
+started = subprocess.Popen(sys.argv[2:], stdout=subprocess.DEVNULL)
+timer = threading.Timer(float(sys.argv[1]), started.kill)
+timer.start()
+started.wait()
+timer.cancel()
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-sys.exit(ended.returncode)
+sys.exit(started.returncode if started.returncode >= 0 else 128 - started.returncode)
 """
+_KILLED = 128 + 9
 
 
-def run(command: list[str]) -> Cost:
-    """Run a program to its end; one that fails has no cost."""
+def run(command: list[str], limit: float = 24 * 3600) -> Cost:
+    """Run a program to its end; one that fails has no cost.
+
+    Raises:
+        TooLongError: it took longer than `limit` seconds.
+    """
     started = time.perf_counter()
-    ended = subprocess.run([sys.executable, "-c", _LAUNCHER, *command], capture_output=True, text=True)
+    launcher = [sys.executable, "-c", _LAUNCHER, str(limit)]
+    ended = subprocess.run([*launcher, *command], capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    if ended.returncode == _KILLED and seconds >= limit:
+        raise TooLongError
     if ended.returncode not in (0, *SKIPPED_A_FILE):
         raise SystemExit(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr[-2000:]}")
-    return Cost(time.perf_counter() - started, int(ended.stdout) * 1024)
+    return Cost(seconds, int(ended.stdout) * 1024)
 
 
 def functions_of_tree(tree: Path) -> list[str]:
