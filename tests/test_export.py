@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from moekd import cli
 from moekd.classifier import Classifier, modernbert
-from moekd.errors import DataError, SettingsError
+from moekd.errors import DataError, OutputError, SettingsError
 from moekd.export import calibrate, compare, export, thresholds
 from moekd.records import Sample
 from moekd.scan.model import FILES, ScanModel
@@ -208,6 +208,14 @@ def test_int8_that_loses_too_much_fails_loudly(student, labelled, tmp_path, monk
     with pytest.raises(SettingsError, match=r"int8 gives the student's label on 90.00% of 400 functions.*99.00%"):
         export(student, tmp_path / "out", data=labelled, precision="int8")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["taken", "taken/below"])
+def test_a_file_in_the_place_of_the_folder_is_told_before_any_work(tmp_path, out):
+    """Not even the student is read: it is not there."""
+    (tmp_path / "taken").touch()
+    with pytest.raises(OutputError, match=r"taken is a file; name a folder"):
+        export(tmp_path / "no student", tmp_path / out, data=tmp_path / "no data")
 
 
 def test_a_graph_that_is_not_the_student_fails(student, labelled, tmp_path, monkeypatch):

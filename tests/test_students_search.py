@@ -416,7 +416,7 @@ def test_the_command_draws_the_front(capsys, ledger, tmp_path):
 def test_a_file_is_no_folder_for_the_result(capsys, ledger):
     """Told before the search, which may train for hours."""
     assert cli.main(["search", "morph", "--points", str(ledger), "--out", str(ledger)]) == 6
-    assert "points.jsonl is a file; name a folder for the result" in capsys.readouterr().err
+    assert "points.jsonl is a file; name a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,19 @@ def _elsewhere(error: OSError, path: Path) -> bool:
     return not (refused.is_relative_to(path.absolute()) or path.absolute().is_relative_to(refused))
 
 
+def require_folder(path: Path) -> None:
+    """Refuse a place where no folder can be, before there is anything to write into it.
+
+    Raises:
+        OutputError: it is a file, or lies under one.
+    """
+    for place in (path, *path.parents):
+        if os.path.lexists(place):
+            if not place.is_dir():
+                raise OutputError(f"cannot write into {path}: {place} is a file; name a folder")
+            return
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` so that `path` holds all of it or what it held before, also after a power cut."""
     partial = path.with_name(path.name + ".tmp")

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from moekd.cli.common import AsJson, Overrides, Quiet, load_settings, print_json
-from moekd.errors import OutputError, SettingsError
+from moekd.errors import SettingsError
+from moekd.files import require_folder, write_json
 
 
 def export(
@@ -146,8 +147,8 @@ def search(
     from moekd.students import search as searches
 
     _require_one_source(kind, points, config)
-    if out is not None and out.exists() and not out.is_dir():
-        raise OutputError(f"--out {out} is a file; name a folder for the result")
+    if out is not None:
+        require_folder(out)
     budget_bytes = searches.parse_bytes(budget)
     result: dict[str, Any]
     if kind == "compressor":
@@ -169,8 +170,6 @@ def search(
         if out is not None:
             searches.plot_front(found, out / "front.png")
     if out is not None:
-        from moekd.files import write_json
-
         write_json(out / "search.json", result)
     if as_json:
         print_json(result)

@@ -18,7 +18,7 @@ from moekd.distill.group_head import GroupHead
 from moekd.errors import DataError, SettingsError
 from moekd.export.calibration import Calibration, calibrate, labels_of, probabilities, thresholds
 from moekd.export.graph import graph_of
-from moekd.files import sha256_file, sha256_text, write_bytes, write_json
+from moekd.files import require_folder, sha256_file, sha256_text, write_bytes, write_json
 from moekd.scan.model import (
     FACTS_FILE,
     FILES,
@@ -85,7 +85,9 @@ def export(
     Raises:
         SettingsError: the student cannot be loaded, int8 loses too much, or the files are too large.
         DataError: the functions cannot be read, or lack a class.
+        OutputError: `out` is a file, or cannot be written.
     """
+    require_folder(out)
     classifier = _load(student)
     head = group_head_of(student)
     valid = _samples(data)
