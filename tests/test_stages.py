@@ -18,6 +18,7 @@ import torch
 from micro import settings
 
 from moekd import stages
+from moekd.attack.victims import load_victim, p_vulnerable
 from moekd.classifier import Classifier, build
 from moekd.config import MoekdSettings
 from moekd.data import load_parts
@@ -280,7 +281,7 @@ def test_selected_table_needs_one_pass_and_k(full):
 
 
 def test_a_linear_router_spares_a_pass(tmp_path):
-    """The table is of the k selected experts alone, and the saved mixture answers as the table did."""
+    """The table is of the k selected experts alone; the saved mixture answers as it did, under attack as well."""
     chosen = settings(
         tmp_path / "runs",
         encoder={"ngram_buckets": 1024},
@@ -292,6 +293,10 @@ def test_a_linear_router_spares_a_pass(tmp_path):
     assert [row["value"] for row in rows if row["metric"] == "encoder_passes_per_sample"] == [2.0]
     assert [row for row in rows if row["system"] == "router" and row["metric"] == "accuracy"]
     assert_saved_mixture_answers_as_its_table(chosen)
+    saved = folders_of(chosen)["saved-mixture[seed 0]"] / "model"
+    texts = [sample.func for sample in load_parts(folders_of(chosen)["data"])["test"]][:8]
+    p = p_vulnerable(Mixture.from_pretrained(saved).logits(texts))
+    np.testing.assert_allclose(load_victim(str(saved))(texts), p, atol=1e-5)
 
 
 def test_only_some_systems(tmp_path):

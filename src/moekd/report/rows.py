@@ -139,7 +139,7 @@ def router_rows(
         with_cwe = np.array([s.cwe is not None for s in samples])
         known = (true >= 0) & with_cwe
         judged = [(part, logits, true >= 0), (f"{part}/known-cwe", logits, known)]
-        if groups.names[-1] == UNKNOWN:
+        if groups.names[-1] == UNKNOWN:  # it is the last one wherever it occurs
             judged.append((f"{part}/among-known", logits[:, :-1], known))
         for name, answers, chosen in judged:
             if chosen.any():
