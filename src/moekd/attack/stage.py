@@ -177,17 +177,24 @@ def attack_file(
     # A callable is asked in this process: what it holds may not exist in another one.
     victim = load_victim(model) if is_callable(model) else SavedVictim(model, settings.bf16)
     others = read_samples(names_from).samples if names_from else generate(_EMBEDDED, 0)
+    workers = Run().threads
     names = Names(
         frequent_names((sample.func for sample in others), settings.vocabulary),
-        Substitutes(shared_file(out.parent, settings), settings) if "alert" in settings.attacks else no_substitutes,
+        _substitutes(samples, settings, out.parent, workers) if "alert" in settings.attacks else no_substitutes,
     )
-    workers = Run().threads
     results = runner.attack(victim, samples, settings, names, path=out, model=_identity(model), workers=workers)
     found: dict[str, dict[str, Any]] = {}
     for name in settings.attacks:
         own = of_attack(results, name)
         found[name] = {"measures": robustness(own), "counts": counts(own)}
     return found
+
+
+def _substitutes(samples: Sequence[Sample], settings: Attack, folder: Path, processes: int) -> Substitutes:
+    """ALERT's names of all samples, found before the attack: later, one process would find them while others wait."""
+    substitutes = Substitutes(shared_file(folder, settings), settings)
+    substitutes.compute(samples, processes=processes)
+    return substitutes
 
 
 def _identity(model: str) -> str:
