@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moekd.config import Distill
 from moekd.distill.losses import (
     cosine_loss,
     decoupled_loss,
@@ -62,6 +63,12 @@ def test_decoupled_by_hand():
     teacher, learner = logits([math.log(2), 0, 0]), logits([0, math.log(2), 0])
     loss = decoupled_loss(learner, teacher, torch.tensor([0]), temperature=1.0, target_weight=1.0, other_weight=4.0)
     assert float(loss) == pytest.approx(0.143841 + 4 * 0.058892, abs=2e-6)
+
+
+def test_decoupled_has_the_authors_weights_by_default():
+    """Zhao et al.'s code: alpha 1 and beta 8. Other defaults would be another method under the same name."""
+    chosen = Distill.model_validate({"logits": {"kind": "decoupled"}}).logits
+    assert (chosen.target_weight, chosen.other_weight) == (1, 8)
 
 
 def test_dist_by_hand():
@@ -262,6 +269,13 @@ def test_labels_are_classes(labels, said):
         decoupled_loss(
             torch.zeros(2, 2), torch.zeros(2, 2), labels, temperature=1.0, target_weight=1.0, other_weight=1.0
         )
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (3, 3)])
+def test_weights_are_one_a_row(shape):
+    """A column of weights would be broadcast to every pair of rows."""
+    with pytest.raises(ValueError, match=r"weights must be \(3,\), one a row; got"):
+        soft_target_loss(torch.zeros(3, 2), torch.zeros(3, 2), temperature=1.0, weights=torch.ones(shape))
 
 
 def test_dist_of_one_sample_is_refused():

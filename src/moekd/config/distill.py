@@ -27,7 +27,7 @@ class Decoupled(Settings):
 
     kind: Literal["decoupled"]
     target_weight: float = Field(1.0, ge=0)  # of "how sure of the label"
-    other_weight: float = Field(4.0, ge=0)  # of "what among the other classes"
+    other_weight: float = Field(8.0, ge=0)  # of "what among the other classes"
 
 
 class Standardised(Settings):
