@@ -38,7 +38,7 @@ from moekd.students.cost import Cost, cost_of
 from moekd.students.ledger import Evaluated, evaluate_all, read_ledger
 from moekd.students.published import METHODS, configuration_of, method_of, train_published_tokenizer
 from moekd.students.search import RECIPES, Kind, Searched, search
-from moekd.students.space import Configuration
+from moekd.students.space import Configuration, build_candidate
 from moekd.students.surrogate import spread
 from moekd.tokens import train_bpe
 
@@ -194,7 +194,7 @@ def invented(kind: Kind) -> list[Evaluated]:
     """Candidates whose accuracy rises with the logarithm of their size, and whose flips fall with depth; with noise."""
     recipe = RECIPES[kind]
     rng = np.random.default_rng(0)
-    space = recipe.space(BUDGETS[0]).only(tokenizer="bpe", position="absolute")  # as candidates that are trained
+    space = recipe.space(BUDGETS[0]).only(position="absolute")  # as candidates that are trained
     chosen = spread(space, CANDIDATES, lambda one: recipe.size_bytes(one) <= BUDGETS[0], rng)
     noise = rng.normal(0, 0.005, (len(chosen), 2))
     return [
@@ -357,7 +357,6 @@ def build(name: str, configuration: Configuration, texts: Sequence[str]) -> Buil
     import onnxruntime
 
     from moekd.classifier import Classifier
-    from moekd.distill.candidates import build_candidate
     from moekd.export.graph import graph_of
 
     if name.partition("-")[0] in METHODS:
@@ -391,7 +390,7 @@ def trained_alike(
 
     All are trained as the candidates of `moekd` were.
     """
-    from moekd.distill.candidates import measure_candidate
+    from moekd.distill.candidates import in_its_own_folder, measure_candidate
 
     points: Path = arguments.points["moekd"]
     settings = load_settings(arguments.config, arguments.overrides)
@@ -412,15 +411,14 @@ def trained_alike(
         )
         for name in names
     }
-    evaluation = partial(
+    measure = partial(
         measure_candidate,
         settings=settings,
         inputs=inputs,
-        folder=arguments.trained.parent,
         seed=manifest["variant"]["seed"],
-        flips=False,
     )
     about = {name: manifest[name] for name in ("key", "inputs", "settings")}
+    evaluation = partial(in_its_own_folder, measure, arguments.trained.parent)
     found = evaluate_all(list(alike.values()), evaluation, arguments.trained, about=about)
     return {name: dict(one.values) for name, one in zip(alike, found, strict=True)}
 

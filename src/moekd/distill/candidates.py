@@ -10,23 +10,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moekd import numerics
-from moekd.classifier import predict, roberta, sizes_of
+from moekd.classifier import predict
 from moekd.data import load_parts
 from moekd.distill.losses import soft_target_loss
+from moekd.distill.published import measure_published
 from moekd.distill.targets import teacher_logits
-from moekd.distill.variants import renamed_functions
 from moekd.files import sha256_text
 from moekd.students.ledger import evaluate_all
 from moekd.students.search import RECIPES
+from moekd.students.space import build_candidate
 from moekd.students.surrogate import spread
 from moekd.tokens import Tokens, encode, train_bpe
 from moekd.training import Task, fit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from moekd.config import MoekdSettings
+    from moekd.records import Sample
     from moekd.students.search import Kind
     from moekd.students.space import Configuration
 
@@ -38,49 +40,50 @@ def train_candidates(
 ) -> dict[str, Any]:
     """Stage: train `search.points` candidates spread over a search's space, and write their measures as a ledger.
 
-    Of AVATAR's space only what our code builds is drawn: a BPE and absolute positions. MORPH's code draws them by Latin
-    hypercube instead, within no budget (methods.md 3.3).
+    Candidates of AVATAR and MORPH are trained as their method trains its student, but for `search.epochs`; of their
+    space all but relative positions is drawn, which the library no longer builds. MORPH's code draws its points by
+    Latin hypercube instead, within no budget (methods.md 3.3).
 
     Args:
-        inputs: `data`, and `targets`, a folder with the teacher's `targets.npz`.
+        inputs: `data`, and `targets`, a folder with the teacher's `targets.npz`; for MORPH also `renamed` and
+            `renamed-targets`.
         search: which space; for MORPH flips are measured as well.
         budget_bytes: candidates are within it, counted as that search counts.
     """
     recipe = RECIPES[search]
-    space = recipe.space(budget_bytes).only(tokenizer="bpe", position="absolute")
     chosen = spread(
-        space,
+        recipe.space(budget_bytes).only(position="absolute"),
         settings.search.points,
         lambda one: recipe.size_bytes(one) <= budget_bytes,
         numerics.generator(seed, "candidates"),
     )
-    evaluation = partial(
-        measure_candidate,
-        settings=settings,
-        inputs=dict(inputs),
-        folder=folder,
-        seed=seed,
-        flips="flips" in recipe.measures,
-    )
+    measure = measure_candidate if search == "moekd" else partial(measure_published, search=search)
+    given = partial(measure, settings=settings, inputs=dict(inputs), seed=seed)
+    evaluation = partial(in_its_own_folder, given, folder)
     about = {"search": search, "budget_bytes": budget_bytes, "seed": seed}
     evaluate_all(chosen, evaluation, folder / POINTS_FILE, about=about, workers=settings.search.workers)
     return {"points": len(chosen), "file": POINTS_FILE}
 
 
-def measure_candidate(
-    configuration: Configuration,
-    *,
-    settings: MoekdSettings,
-    inputs: Mapping[str, Path],
-    folder: Path,
-    seed: int,
-    flips: bool,
+def in_its_own_folder(
+    measure: Callable[..., dict[str, float]], folder: Path, configuration: Configuration
 ) -> dict[str, float]:
-    """Train one candidate from the teacher's soft targets on half B and measure it on validation functions.
+    """Measure one candidate with a folder for its checkpoints, so that a stopped one continues; removed at the end."""
+    work = folder / sha256_text(repr(asdict(configuration)))[:16]
+    measures = measure(configuration, folder=work)
+    shutil.rmtree(work)
+    return measures
 
+
+def measure_candidate(
+    configuration: Configuration, *, settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, seed: int
+) -> dict[str, float]:
+    """Train one candidate of our search from the teacher's soft targets on half B.
+
+    Args:
+        folder: holds checkpoints while it is trained.
     Returns:
-        `accuracy`, and with `flips` the share of renamed functions whose predicted label is another one, each from 0
-        to 1; both at the epoch of best accuracy.
+        `accuracy` on validation functions, from 0 to 1, at the best epoch.
     """
     import torch
 
@@ -93,16 +96,12 @@ def measure_candidate(
         max_length=configuration.max_length,
         lowercase=True,
     )
-    tokens = _encoded(tokenizer, [sample.func for sample in train], configuration)
-    judged = _encoded(tokenizer, [sample.func for sample in valid], configuration)
+    tokens = _encoded(tokenizer, train, configuration)
+    judged = _encoded(tokenizer, valid, configuration)
     labels = np.array([sample.label for sample in valid])
     teacher = teacher_logits(inputs["targets"], train)
     model = build_candidate(configuration, tokenizer, seed=numerics.seed_of(seed, "candidate"))
     pad_id = tokenizer.pad_token_id
-
-    def answers(model: Any, asked: Tokens) -> np.ndarray:
-        return predict(model, asked, pad_id=pad_id).argmax(axis=1)
-
     task = Task(
         name=f"candidate of {configuration.layers} x {configuration.hidden}",
         tokens=tokens,
@@ -110,35 +109,14 @@ def measure_candidate(
         loss=lambda logits, rows: soft_target_loss(
             logits, teacher[torch.from_numpy(rows)].to(logits.device), temperature=settings.distill.temperature
         ),
-        measure=lambda model: float((answers(model, judged) == labels).mean()),
+        measure=lambda model: float((predict(model, judged, pad_id=pad_id).argmax(axis=1) == labels).mean()),
     )
-    work = folder / sha256_text(repr(asdict(configuration)))[:16]  # checkpoints: a stopped candidate continues
-    history = fit(model, task, _training(settings, configuration), pad_id=pad_id, seed=seed, folder=work)
-    measures = {"accuracy": history.measures[history.best_epoch]}
-    if flips:
-        renamed = _encoded(tokenizer, renamed_functions(valid, train, seed=seed), configuration)
-        measures["flips"] = float((answers(model, judged) != answers(model, renamed)).mean())
-    shutil.rmtree(work)
-    return measures
+    history = fit(model, task, _training(settings, configuration), pad_id=pad_id, seed=seed, folder=folder)
+    return {"accuracy": history.measures[history.best_epoch]}
 
 
-def _encoded(tokenizer: Any, texts: Sequence[str], configuration: Configuration) -> Tokens:
-    return encode(tokenizer, texts, configuration.max_length)
-
-
-def build_candidate(configuration: Configuration, tokenizer: Any, *, seed: int) -> Any:
-    """The configuration's RoBERTa from random weights, with its dropouts."""
-    import torch
-
-    torch.manual_seed(seed)
-    return roberta(
-        tokenizer=tokenizer,
-        max_length=configuration.max_length,
-        **sizes_of(configuration),
-        dropout=configuration.hidden_dropout,
-        attention_dropout=configuration.attention_dropout,
-        activation=configuration.activation,
-    )
+def _encoded(tokenizer: Any, samples: Sequence[Sample], configuration: Configuration) -> Tokens:
+    return encode(tokenizer, [sample.func for sample in samples], configuration.max_length)
 
 
 def _training(settings: MoekdSettings, configuration: Configuration) -> Any:

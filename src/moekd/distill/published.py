@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,28 +11,29 @@ from moekd import numerics
 from moekd.classifier import Classifier, predict
 from moekd.config import Training
 from moekd.data import load_parts
-from moekd.distill.candidates import build_candidate
 from moekd.distill.losses import cosine_loss, soft_target_loss
 from moekd.distill.student import finish_student
 from moekd.distill.targets import TARGETS_FILE, teacher_logits
 from moekd.distill.variants import renamed_functions
 from moekd.files import read_json, write_json
 from moekd.scorer import save_scores, scores_of
-from moekd.students.published import RENAMED_FILE, configuration_of, parts_of
+from moekd.students.published import METHODS, RENAMED_FILE, configuration_of, parts_of, train_published_tokenizer
 from moekd.students.shapes import SHAPES
-from moekd.tokens import Tokens
+from moekd.students.space import build_candidate
+from moekd.tokens import Tokens, encode
 from moekd.training import Task, fit, freeze_biases
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import torch
 
-    from moekd.config import MoekdSettings, Way
-    from moekd.records import Part
+    from moekd.config import MoekdSettings, PublishedMethod, Way
+    from moekd.records import Part, Sample
     from moekd.students.published import Method
     from moekd.students.space import Configuration
+    from moekd.training import History
 
 _NO_CLIPPING = 1e9
 _RENAMED: tuple[Part, ...] = ("train_b", "valid")
@@ -58,42 +59,123 @@ def train_published(
     method, defects = parts_of(system)
     configuration = configuration_of(student, settings)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(inputs["tokens"]))
-    pad_id, training = tokenizer.pad_token_id, training_of(method, configuration, settings)
     parts = load_parts(inputs["data"])
     tokens = {path.stem: Tokens.load(path) for path in sorted(inputs["tokens"].glob("*.npz"))}
-    labels = np.array([sample.label for sample in parts["valid"]])
-    teacher = teacher_logits(inputs["targets"], parts["train_b"])
-    learned, judged = tokens["train_b"], [tokens["valid"]]
-    if method.renamed:
-        import torch
-
-        teacher = torch.cat([teacher, teacher_logits(inputs["renamed-targets"], parts["train_b"])])
-        learned = learned.followed_by(tokens["train_b-renamed"])
-        judged.append(tokens["valid-renamed"])
     student_seed = numerics.seed_of(seed, "student", student)
     model = build_published(configuration, tokenizer, seed=student_seed)
-    if "frozen-biases" in defects:
-        freeze_biases(model)
-
-    def accuracy(model: Any) -> float:
-        answers = [predict(model, one, pad_id=pad_id, bf16=training.bf16).argmax(1) for one in judged]
-        return float(np.mean([(answer == labels).mean() for answer in answers]))
-
-    task = Task(
-        name=f"{system} {student}",
-        tokens=learned,
-        draw=lambda epoch: np.arange(len(learned)),
-        loss=_loss(method, defects, teacher),
-        measure=accuracy,
-        latest_of_equals=True,  # methods.md 1.7
+    history = _fit(
+        model,
+        tokens,
+        inputs,
+        parts,
+        _How(f"{system} {student}", method, defects, training_of(method, configuration, settings), student_seed),
+        pad_id=tokenizer.pad_token_id,
+        folder=folder,
     )
-    history = fit(model, task, training, pad_id=pad_id, seed=student_seed, folder=folder)
     classifier = Classifier(model, tokenizer, tokenizer.model_max_length)
     shape = SHAPES.get(student) or configuration.shape()  # Compressor reads less than its positions would bear
     return finish_student(classifier, history, parts, tokens, folder, shape.reference_parameters()) | {
         "configuration": asdict(configuration),
         "defects": sorted(defects),
     }
+
+
+def measure_published(
+    configuration: Configuration,
+    *,
+    search: PublishedMethod,
+    settings: MoekdSettings,
+    inputs: Mapping[str, Path],
+    folder: Path,
+    seed: int,
+) -> dict[str, float]:
+    """Train one candidate of a published search as its method trains its student, without defects, and measure it.
+
+    Args:
+        inputs: `data`, and `targets`, a folder with the single teacher's `targets.npz`; for MORPH also `renamed` and
+            `renamed-targets`.
+        folder: holds checkpoints while the candidate is trained: a stopped one continues.
+    Returns:
+        `accuracy` on validation functions, and for MORPH `flips`, the share of them whose predicted label is another
+        one once they are renamed, each from 0 to 1; both at the epoch that the method would keep.
+    """
+    numerics.configure(settings.run.threads)
+    method, parts = METHODS[search], load_parts(inputs["data"])
+    texts: dict[str, list[str]] = {part: [sample.func for sample in parts[part]] for part in _RENAMED}
+    tokenizer = train_published_tokenizer(method, configuration, texts["train_b"])
+    if method.renamed:
+        renamed = read_json(inputs["renamed"] / RENAMED_FILE)
+        texts |= {f"{part}-renamed": renamed[part] for part in _RENAMED}
+    tokens = {name: encode(tokenizer, found, tokenizer.model_max_length) for name, found in texts.items()}
+    training = training_of(method, configuration, settings).model_copy(update={"epochs": settings.search.epochs})
+    candidate_seed = numerics.seed_of(seed, "candidate")
+    model = build_published(configuration, tokenizer, seed=candidate_seed)
+    pad_id = tokenizer.pad_token_id
+    name = f"candidate of {configuration.layers} x {configuration.hidden}"
+    _fit(
+        model,
+        tokens,
+        inputs,
+        parts,
+        _How(name, method, frozenset(), training, candidate_seed),
+        pad_id=pad_id,
+        folder=folder,
+    )
+    labels = np.array([sample.label for sample in parts["valid"]])
+    answers = {name: predict(model, tokens[name], pad_id=pad_id).argmax(1) for name in tokens if "valid" in name}
+    measures = {"accuracy": float((answers["valid"] == labels).mean())}
+    if method.renamed:
+        measures["flips"] = float((answers["valid"] != answers["valid-renamed"]).mean())
+    return measures
+
+
+@dataclass(frozen=True)
+class _How:
+    """How one student is trained."""
+
+    name: str  # shown with the progress
+    method: Method
+    defects: frozenset[Way]
+    training: Training
+    seed: int
+
+
+def _fit(
+    model: Any,
+    tokens: Mapping[str, Tokens],
+    inputs: Mapping[str, Path],
+    parts: Mapping[Part, Sequence[Sample]],
+    how: _How,
+    *,
+    pad_id: int,
+    folder: Path,
+) -> History:
+    """Train a model in place on half B, and of MORPH on its renamed functions, and keep the epoch of best accuracy."""
+    labels = np.array([sample.label for sample in parts["valid"]])
+    teacher = teacher_logits(inputs["targets"], parts["train_b"])
+    learned, judged = tokens["train_b"], [tokens["valid"]]
+    if how.method.renamed:
+        import torch
+
+        teacher = torch.cat([teacher, teacher_logits(inputs["renamed-targets"], parts["train_b"])])
+        learned = learned.followed_by(tokens["train_b-renamed"])
+        judged.append(tokens["valid-renamed"])
+    if "frozen-biases" in how.defects:
+        freeze_biases(model)
+
+    def accuracy(model: Any) -> float:
+        answers = [predict(model, one, pad_id=pad_id, bf16=how.training.bf16).argmax(1) for one in judged]
+        return float(np.mean([(answer == labels).mean() for answer in answers]))
+
+    task = Task(
+        name=how.name,
+        tokens=learned,
+        draw=lambda epoch: np.arange(len(learned)),
+        loss=_loss(how.method, how.defects, teacher),
+        measure=accuracy,
+        latest_of_equals=True,  # methods.md 1.7
+    )
+    return fit(model, task, how.training, pad_id=pad_id, seed=how.seed, folder=folder)
 
 
 def training_of(method: Method, configuration: Configuration, settings: MoekdSettings) -> Training:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from moekd.errors import SettingsError
 from moekd.stages.attacks import attack_steps
-from moekd.stages.students import group_head_step, published_steps, student_step, student_tokens_step
+from moekd.stages.students import candidates_step, group_head_step, published_steps, student_step, student_tokens_step
 from moekd.stages.teachers import teacher_steps
 from moekd.steps import Step, folder_of, help_with, is_finished, run_steps
 
@@ -162,7 +162,8 @@ def data_step() -> Step:
 def candidates(settings: MoekdSettings, search: Kind, budget_bytes: int) -> Path:
     """Train the candidates of an architecture search and return the file of their measures.
 
-    They learn from the mixture of the first seed, which is trained first if it is not there yet.
+    Ours learn from the mixture of the first seed, those of a published method from its single teacher, which are
+    trained first if they are not there yet.
 
     Raises:
         SettingsError: the config asks for none, or for fewer than a surrogate can be fitted to.
@@ -175,13 +176,8 @@ def candidates(settings: MoekdSettings, search: Kind, budget_bytes: int) -> Path
             f"search.points to {MIN_POINTS} or more, or give the file of evaluated ones with --points"
         )
     data, seed = data_step(), settings.run.seeds[0]
-    step = Step(
-        "candidates",
-        "moekd.distill.candidates:train_candidates",
-        reads=("search", "distill.temperature", "student.training"),
-        needs={"data": data, "targets": teacher_steps(settings, data, _encoder(data), seed)["mixture"]},
-        variant={"search": search, "budget_bytes": budget_bytes, "seed": seed},
-    )
+    teachers = teacher_steps(settings, data, _encoder(data), seed)
+    step = candidates_step(settings, data, search, budget_bytes, seed, teachers)
     return run_steps([step], settings)[step.label] / "points.jsonl"
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from moekd.config import MoekdSettings
+    from moekd.students.search import Kind
 
 #: What each student learns from: the system whose targets it is given.
 TARGETS = {
@@ -105,7 +106,7 @@ def group_head_step(student: Step, router: Step) -> Step:
 def published_steps(settings: MoekdSettings, data: Step, encoder: Step, teacher: Step, seed: int) -> list[Step]:
     """The students of published methods in the wanted ways and sizes, and the flawed teachers that some learn from."""
     wanted = settings.published
-    renamed = Step("renamed", "moekd.distill.published:rename", needs={"data": data}, variant={"seed": seed})
+    renamed = _renamed(data, seed)
     teachers = {frozenset[str](): teacher} | {
         flaws: Step(
             "flawed-teacher",
@@ -129,12 +130,7 @@ def published_steps(settings: MoekdSettings, data: Step, encoder: Step, teacher:
                 if one is not teacher:
                     used[one.label] = one
                 if published.METHODS[method].renamed:
-                    needs["renamed-targets"] = Step(
-                        "renamed-targets",
-                        "moekd.distill.published:score_renamed",
-                        needs={"data": data, "renamed": renamed, "teacher": one},
-                        variant=one.variant,
-                    )
+                    needs["renamed-targets"] = _renamed_targets(data, renamed, one)
                 students.append(
                     Step(
                         "student",
@@ -145,6 +141,41 @@ def published_steps(settings: MoekdSettings, data: Step, encoder: Step, teacher:
                     )
                 )
     return [*used.values(), *students]
+
+
+def candidates_step(
+    settings: MoekdSettings, data: Step, search: Kind, budget_bytes: int, seed: int, teachers: Mapping[str, Step]
+) -> Step:
+    """The candidates of a search: ours learn from the mixture, those of a published method from the single teacher."""
+    reads: tuple[str, ...] = ("search", "student.training.bf16")
+    if search == "moekd":
+        reads = ("search", "distill.temperature", "student.training")
+        needs = {"data": data, "targets": teachers["mixture"]}
+    else:
+        needs = {"data": data, "targets": teachers["teacher"]}
+        if published.METHODS[search].renamed:
+            needs["renamed"] = _renamed(data, seed)
+            needs["renamed-targets"] = _renamed_targets(data, needs["renamed"], teachers["teacher"])
+    return Step(
+        "candidates",
+        "moekd.distill.candidates:train_candidates",
+        reads=reads,
+        needs=needs,
+        variant={"search": search, "budget_bytes": budget_bytes, "seed": seed},
+    )
+
+
+def _renamed(data: Step, seed: int) -> Step:
+    return Step("renamed", "moekd.distill.published:rename", needs={"data": data}, variant={"seed": seed})
+
+
+def _renamed_targets(data: Step, renamed: Step, teacher: Step) -> Step:
+    return Step(
+        "renamed-targets",
+        "moekd.distill.published:score_renamed",
+        needs={"data": data, "renamed": renamed, "teacher": teacher},
+        variant=teacher.variant,
+    )
 
 
 def _published_tokens(data: Step, student: str, renamed: Step) -> Step:

@@ -262,6 +262,23 @@ def shipped_bytes(configuration: Configuration) -> int:
     return cost_of(shape, length=shape.max_length).int8_bytes
 
 
+def build_candidate(configuration: Configuration, tokenizer: Any, *, seed: int) -> Any:
+    """The configuration's RoBERTa from random weights, with its dropouts."""
+    import torch
+
+    from moekd.classifier import roberta
+
+    torch.manual_seed(seed)
+    return roberta(
+        tokenizer=tokenizer,
+        max_length=configuration.max_length,
+        **sizes_of(configuration),
+        dropout=configuration.hidden_dropout,
+        attention_dropout=configuration.attention_dropout,
+        activation=configuration.activation,
+    )
+
+
 def _nothing_fits(whose: str, budget_bytes: int, smallest: int, measure: str) -> SettingsError:
     return SettingsError(
         f"no architecture of {whose} space meets the size constraint ({measure} <= {budget_bytes:,} bytes): the "
