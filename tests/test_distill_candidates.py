@@ -167,6 +167,13 @@ def test_nothing_is_trained_unless_asked(tmp_path, capsys):
     assert "search.points is 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("search", ["avatar", "morph", "moekd"])
+def test_a_budget_for_nothing_is_told_before_a_teacher_is_trained(tmp_path, monkeypatch, search):
+    monkeypatch.setattr(stages, "run_steps", None)
+    with pytest.raises(SettingsError, match=r"meets the size constraint .*<= 20,000 bytes.*Ask for --budget \d+"):
+        stages.candidates(settings(tmp_path, search={"points": 10}), search, 20_000)
+
+
 def test_a_search_from_a_config_to_its_pick(tmp_path, capsys, monkeypatch):
     """`moekd search avatar --config`: teacher side, ten candidates in two processes, surrogate, front and pick; the
     second call trains nothing and finds the same."""

@@ -11,6 +11,7 @@ import pytest
 from moekd.errors import SettingsError
 from moekd.students.cost import reference_parameters
 from moekd.students.space import Configuration, avatar_space, moekd_space, prune, shipped_bytes
+from moekd.students.surrogate import spread
 
 AVATAR_3MB = Configuration(
     vocabulary=19_302,
@@ -124,6 +125,21 @@ def test_an_empty_set_names_the_constraint_and_the_nearest_budget():
     with pytest.raises(SettingsError, match=r"our space .*int8, estimated <= 50,000 bytes.*--budget (\d+)") as error:
         moekd_space(50_000)
     assert moekd_space(int(str(error.value).rpartition(" ")[2]))
+
+
+def test_our_space_ends_where_the_budget_does():
+    """At 3 MB no axis is cut. At 250 kB the last width and vocabulary are the largest that fit beside the smallest of
+    all else, so that candidates are found at random instead of none in ten thousand."""
+    whole = moekd_space(3_000_000).axes
+    assert [values[-1] for values in whole.values()] == [16_000, 8, 384, 8, 1536, 512]
+    cut = moekd_space(250_000)
+    for name in ("vocabulary", "hidden"):
+        least = Configuration(**{name: values[0] for name, values in cut.axes.items()})
+        after = whole[name][len(cut.axes[name])]
+        assert shipped_bytes(replace(least, **{name: cut.axes[name][-1]})) <= 250_000
+        assert shipped_bytes(replace(least, **{name: after})) > 250_000
+    rng = np.random.default_rng(0)
+    assert len(spread(cut, 12, lambda one: shipped_bytes(one) <= 250_000, rng)) == 12
 
 
 def test_int8_ships_a_larger_student():

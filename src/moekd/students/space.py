@@ -236,24 +236,31 @@ def avatar_space(budget_bytes: int) -> Space:
 def moekd_space(budget_bytes: int) -> Space:
     """Ours: what our code builds, exports and quantises; the budget is of the files as shipped in int8.
 
+    Each axis ends where the smallest of all other sizes no longer leaves room for more.
+
     Raises:
         SettingsError: nothing fits the budget.
     """
-    space = Space(
-        name="moekd",
-        axes={
-            "vocabulary": range(1000, 16_001, 500),
-            "layers": range(1, 9),
-            "hidden": range(32, 385, 16),
-            "heads": (1, 2, 4, 8),
-            "intermediate": range(64, 1537, 32),
-            "max_length": (256, 384, 512),
-        },
-    )
-    smallest = shipped_bytes(Configuration(**{name: values[0] for name, values in space.axes.items()}))
+    axes: dict[str, Sequence[Any]] = {
+        "vocabulary": range(1000, 16_001, 500),
+        "layers": range(1, 9),
+        "hidden": range(32, 385, 16),
+        "heads": (1, 2, 4, 8),
+        "intermediate": range(64, 1537, 32),
+        "max_length": (256, 384, 512),
+    }
+    least = Configuration(**{name: values[0] for name, values in axes.items()})
+    smallest = shipped_bytes(least)
     if smallest > budget_bytes:
         raise _nothing_fits("our", budget_bytes, smallest, "all shipped files in int8, estimated")
-    return space
+
+    def fits(name: str, value: Any) -> bool:
+        return shipped_bytes(replace(least, **{name: value})) <= budget_bytes
+
+    return Space(
+        name="moekd",
+        axes={name: tuple(value for value in values if fits(name, value)) for name, values in axes.items()},
+    )
 
 
 def shipped_bytes(configuration: Configuration) -> int:
