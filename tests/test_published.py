@@ -16,8 +16,9 @@ from moekd import stages
 from moekd.classifier import Classifier
 from moekd.data import load_parts
 from moekd.data.embedded import generate
-from moekd.distill.published import build_published, morph_loss, targets_of, training_of
+from moekd.distill.published import _loss, build_published, morph_loss, targets_of, training_of
 from moekd.errors import DataError, SettingsError
+from moekd.experts.training import _one_output_loss
 from moekd.files import read_json
 from moekd.report.comparisons import same_run
 from moekd.scorer import aligned, load_scores
@@ -73,6 +74,33 @@ def test_sigmoid_targets_by_hand():
     half = math.log(0.75 / 0.5) / 2
     assert targets_of(logits, METHODS["morph"], defects)[0].tolist() == pytest.approx([-half, half])
     assert targets_of(logits, METHODS["morph"], frozenset()) is logits
+
+
+@pytest.mark.parametrize("outputs", [[30.0, -30.0], [-1.0, 2.0], [0.1, 0.2]])
+def test_sigmoid_targets_are_hardly_sure_of_anything(outputs):
+    """methods.md 1.10 c: at T = 10 within 0.475 ... 0.525, and a student that fits them is at most sigmoid(1) sure."""
+    targets = targets_of(torch.tensor([outputs]), METHODS["compressor"], frozenset({"sigmoid-targets"}))
+    assert 0.475 <= float((targets / 10).softmax(1).min()) <= float((targets / 10).softmax(1).max()) <= 0.525
+    assert float(targets.softmax(1).max()) <= 1 / (1 + math.exp(-1)) + 1e-6
+
+
+def test_a_one_output_teachers_loss_by_hand():
+    """methods.md 1.10 a: -ln(3/4) of the sigmoid of the output for "vulnerable", mean with -ln(1/2); the other output
+    is read by nothing, so it has no gradient."""
+    logits = torch.tensor([[5.0, math.log(3)], [-7.0, 0.0]], requires_grad=True)
+    loss = _one_output_loss(np.array([0, 1, 0]), logits, np.array([1, 2]))
+    assert float(loss.detach()) == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
+    loss.backward()
+    assert logits.grad[:, 0].tolist() == [0, 0]
+    assert (logits.grad[:, 1] != 0).all()
+
+
+@pytest.mark.parametrize("method", ["compressor", "avatar"])
+def test_the_published_loss_by_hand(method):
+    """methods.md 1.7: T² = 100 times 0.130812 nats of (3/4, 1/4) from (1/2, 1/2) at T = 10; rows number the targets."""
+    teacher = torch.tensor([[0.0, 0.0], [10 * math.log(3), 0.0]])
+    loss = _loss(METHODS[method], frozenset(), teacher)
+    assert float(loss(torch.zeros(1, 2), np.array([1]))) == pytest.approx(13.0812, abs=1e-4)
 
 
 @pytest.mark.parametrize(("unscaled", "temperature", "soft"), [(False, 3, 9 * 0.130812), (True, 2, 0.130812)])
@@ -223,6 +251,14 @@ def test_frozen_biases_stay_at_their_start(run):
         starts = [bool((one == float(name.endswith("weight"))).all()) for name, one in vectors.items()]
         assert all(starts) is not moved
         assert len(starts) > 100
+
+
+def test_frozen_biases_of_the_teacher_stay_at_their_start(run):
+    for label, moved in (("flawed-teacher[teacher-reference, seed 0]", False), ("teacher[teacher, seed 0]", True)):
+        weights = load_file(run[1][label] / "model" / "model.safetensors")
+        vectors = {name: tensor for name, tensor in weights.items() if tensor.ndim == 1}
+        starts = [bool((one == float(name.endswith("weight"))).all()) for name, one in vectors.items()]
+        assert all(starts) is not moved
 
 
 def test_a_one_output_teacher_decides_by_the_output_it_trained(run):
