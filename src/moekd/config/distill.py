@@ -179,4 +179,6 @@ class Distill(Settings):
             )
         if isinstance(self.logits, Dist) and not self.logits.inter_weight + self.logits.intra_weight:
             raise ValueError("logits.inter_weight and logits.intra_weight are both 0: nothing would be learned")
+        if isinstance(self.logits, Decoupled) and not self.logits.target_weight + self.logits.other_weight:
+            raise ValueError("logits.target_weight and logits.other_weight are both 0: nothing would be learned")
         return self

@@ -125,6 +125,12 @@ class MoekdSettings(RootSettings):
                 'distill.logits.kind = "standardised" needs three classes or more, and there are 2: of two it leaves '
                 'only which one is larger. Choose "kl"'
             )
+        needed = {"dist": "intra_weight", "decoupled": "target_weight"}.get(distill.logits.kind)
+        if needed and self.data.task != "multi-class" and getattr(distill.logits, needed) == 0:
+            raise ValueError(
+                f"distill.logits.{needed} is 0, and of two classes the other term of "
+                f'"{distill.logits.kind}" has no gradient: the teacher would teach nothing. Set it above 0'
+            )
         if distill.features and self.data.task == "pair":
             raise ValueError(
                 "distill.features compares states at places of one text, and a pair is two: leave distill.features out"

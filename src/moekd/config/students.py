@@ -44,6 +44,15 @@ class Published(Settings):
     searched: dict[str, str] = Field({})
 
     @model_validator(mode="after")
+    def _ways_exist(self) -> Published:
+        if self.systems and "unscaled-loss" in self.ways and "morph" not in self.systems:
+            raise ValueError(
+                f'published.ways holds "unscaled-loss", which is of MORPH\'s code alone, and published.systems holds '
+                f'{", ".join(self.systems)}: leave it out or add "morph"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _searched_students_exist(self) -> Published:
         for student in self.searched:
             method, _, size = student.partition("-")
