@@ -8,6 +8,7 @@ from moekd.files import read_json
 from moekd.report.attacks import over_settings_table, transfer_tables, validity_table
 from moekd.report.detection import render_detection
 from moekd.report.markdown import markdown_table, short_commit
+from moekd.report.mixing import render_mixing
 from moekd.report.scanning import render_scanning, render_start
 from moekd.report.searching import render_searching
 
@@ -60,6 +61,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "scan": ("Cost of a scan", render_scanning),
     "start": ("Cold start", render_start),
     "search": ("Architecture search", render_searching),
+    "mixture": ("Why the mixture does not win", render_mixing),
 }
 
 
