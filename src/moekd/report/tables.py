@@ -73,7 +73,7 @@ def render_results_doc(paths: Sequence[Path]) -> str:
     """
     header = (
         "# Results\n\n"
-        "Generated from `results.json` files by `moekd.report.render_results_doc`; do not edit by hand.\n"
+        "Generated from the files of `docs/results` by `make results`; do not edit by hand.\n"
         "The line above each table names the commit, the training seeds and the data behind its numbers.\n"
     )
     found = [(path.stem, read_json(path)) for path in paths]
