@@ -135,7 +135,11 @@ def fusions(valid: Answers, test: Answers, configured: Choice) -> dict[str, Any]
     The whole spread on validation is told, since the best of many is better than the others by chance alone.
     """
     temperatures = calibration_temperatures(valid.experts, valid.labels)
-    tried = {choice: auroc_of(fused(choice, valid, temperatures), valid) for choice in choices(valid.experts.shape[1])}
+
+    def valid_auroc(logits: np.ndarray) -> float:
+        return auroc_of(detection(logits, valid.labels), len(valid.labels))
+
+    tried = {choice: valid_auroc(fused(choice, valid, temperatures)) for choice in choices(valid.experts.shape[1])}
     best = max(tried, key=lambda choice: tried[choice])
     teacher = detection(test.teacher, test.labels)
     judged = {}
@@ -143,7 +147,7 @@ def fusions(valid: Answers, test: Answers, configured: Choice) -> dict[str, Any]
         measures = detection(fused(choice, test, temperatures), test.labels)
         judged[name] = {
             "choice": choice._asdict(),
-            "valid_auroc": auroc_of(fused(choice, valid, temperatures), valid),
+            "valid_auroc": valid_auroc(fused(choice, valid, temperatures)),
             "test": shown(measures, len(test.labels)),
             "minus_teacher": shown(difference(measures, teacher), len(test.labels)),
         }
@@ -151,13 +155,13 @@ def fusions(valid: Answers, test: Answers, configured: Choice) -> dict[str, Any]
     return {
         "choices": len(tried),
         "valid_auroc": {"lowest": values[0], "median": float(np.median(values)), "highest": values[-1]},
-        "teacher": {"valid_auroc": auroc_of(valid.teacher, valid), "test": shown(teacher, len(test.labels))},
+        "teacher": {"valid_auroc": valid_auroc(valid.teacher), "test": shown(teacher, len(test.labels))},
         **judged,
     }
 
 
-def auroc_of(logits: np.ndarray, answers: Answers) -> float:
-    return auroc_at(logits, answers.labels, np.arange(len(logits)))
+def auroc_of(measures: Measures, n: int) -> float:
+    return float(measures(np.ones((1, n)))["auroc"][0])
 
 
 def shown(measures: Measures, n: int) -> dict[str, dict[str, float]]:
@@ -173,33 +177,62 @@ def specialists(
 ) -> list[dict[str, Any]]:
     """For each group: its expert, the single teacher and the other experts at home, AUROC on unseen functions.
 
-    At home means the group's vulnerable functions against all that are not vulnerable.
+    At home means the group's vulnerable functions against all that are not vulnerable, `all`, and against those of the
+    same projects, `matched`, in the group's shares of the projects. Groups differ in their projects, so an expert may
+    learn to tell its projects from the others, which helps against `all` and finds no vulnerability.
     """
     samples = [sample for part in UNSEEN for sample in parts[part]]
     experts = np.concatenate([answers[part].experts for part in UNSEEN])  # (n, K, 2)
     teacher = np.concatenate([answers[part].teacher for part in UNSEEN])  # (n, 2)
     labels = np.concatenate([answers[part].labels for part in UNSEEN])  # (n,)
     of = np.array([groups.of.get(sample.id, -1) for sample in samples])
+    projects = np.array([sample.project or "" for sample in samples])
     learned = groups.sizes(parts["train_a"])
     rows = []
     for index, name in enumerate(groups.names):
-        home = np.flatnonzero((labels == 0) | (of == index))
-        row: dict[str, Any] = {"group": name, "learned": learned[name], "judged": int((of == index).sum())}
-        if row["judged"]:
-            own, single = (detection(logits[home], labels[home]) for logits in (experts[:, index], teacher))
-            others = [auroc_at(experts[:, k], labels, home) for k in range(len(groups.names)) if k != index]
-            row |= {
-                "teacher": auroc_at(teacher, labels, home),
-                "own_expert": auroc_at(experts[:, index], labels, home),
-                "other_experts": {"mean": float(np.mean(others)), "highest": max(others)},
-                "own_minus_teacher": shown(difference(own, single), len(home))["auroc"],
-            }
+        own = of == index
+        row: dict[str, Any] = {"group": name, "learned": learned[name]}
+        for kind, weights in (("all", (own | (labels == 0)) * 1.0), ("matched", matched(labels, own, projects))):
+            row[kind] = at_home(weights, index, experts, teacher, labels) if weights.any() and own.any() else None
         rows.append(row)
     return rows
 
 
-def auroc_at(logits: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> float:
-    return float(detection(logits[rows], labels[rows])(np.ones((1, len(rows))))["auroc"][0])
+def matched(labels: np.ndarray, own: np.ndarray, projects: np.ndarray) -> np.ndarray:
+    """Weights, (n,), that give the safe functions the shares of the projects that the group's own functions have.
+
+    A function of the group in a project without safe ones has no partner and counts nothing.
+    """
+    weights = np.zeros(len(labels))
+    for project in np.unique(projects[own]):
+        ours, safe = own & (projects == project), (labels == 0) & (projects == project)
+        if safe.any():
+            weights[ours] = 1.0
+            weights[safe] = ours.sum() / safe.sum()
+    return weights
+
+
+def at_home(
+    weights: np.ndarray, index: int, experts: np.ndarray, teacher: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """AUROC of all models where `weights`, (n,), are not zero, each function counting by its weight."""
+    rows = np.flatnonzero(weights)
+
+    def judged(logits: np.ndarray) -> Measures:
+        measures = detection(logits[rows], labels[rows])
+        return lambda drawn: measures(drawn * weights[rows])
+
+    single, *each = (judged(logits) for logits in (teacher, *np.moveaxis(experts, 1, 0)))
+    own = each.pop(index)
+    others = [auroc_of(measures, len(rows)) for measures in each]
+    return {
+        "vulnerable": int(labels[rows].sum()),
+        "safe": int((labels[rows] == 0).sum()),
+        "teacher": auroc_of(single, len(rows)),
+        "own_expert": auroc_of(own, len(rows)),
+        "other_experts": {"mean": float(np.mean(others)), "highest": max(others)},
+        "own_minus_teacher": shown(difference(own, single), len(rows))["auroc"],
+    }
 
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ def _answers(router: list[int], experts: list[list[float]], teacher: list[float]
     )
 
 
-def _samples(*labels: int) -> list[Sample]:
+def _samples(*projects: str, labels: tuple[int, ...]) -> list[Sample]:
     return [
-        Sample(id=f"s{index}", func=f"int f{index}(void);", label=label, dataset="hand")
-        for index, label in enumerate(labels)
+        Sample(id=f"s{index}", func=f"int f{index}(void);", label=label, dataset="hand", project=project)
+        for index, (project, label) in enumerate(zip(projects, labels, strict=True))
     ]
 
 
@@ -60,26 +60,47 @@ def test_choices_never_ask_for_more_experts_than_there_are():
 
 def test_an_expert_is_judged_on_its_own_group_and_all_that_is_not_vulnerable():
     """Expert 0 ranks its one function first, the teacher behind one of two safe ones; group 1 does not count."""
-    samples = _samples(1, 1, 0, 0)
+    samples = _samples("p", "q", "p", "q", labels=(1, 1, 0, 0))
     groups = Groups(("CWE-664", "other", "unknown"), {"s0": 0, "s1": 1})
     answers = _answers([0] * 4, [[2.0, -9, 1, 0], [0.0, 0, 1, 0], [0.5, 0, 1, 0]], [0.5, 9, 1, 0], [1, 1, 0, 0])
-    parts = {"train_a": samples[:1], "train_b": samples, "test": []}
     nothing = benchmark.Answers(*(array[:0] for array in answers))
-    rows = benchmark.specialists({"train_b": answers, "test": nothing}, parts, groups)
-    home, _, unknown = rows
-    assert (home["learned"], home["judged"]) == (1, 1)
-    assert home["own_expert"] == pytest.approx(1.0)
-    assert home["teacher"] == pytest.approx(0.5)
-    assert home["other_experts"] == pytest.approx({"mean": 0.375, "highest": 0.5})
-    assert home["own_minus_teacher"]["value"] == pytest.approx(0.5)
-    assert unknown == {"group": "unknown", "learned": 0, "judged": 0}
+    parts = {"train_a": samples[:1], "train_b": samples, "test": []}
+    home, _, unknown = benchmark.specialists({"train_b": answers, "test": nothing}, parts, groups)
+    assert home["learned"] == 1
+    against = home["all"]
+    assert (against["vulnerable"], against["safe"]) == (1, 2)
+    assert against["own_expert"] == pytest.approx(1.0)
+    assert against["teacher"] == pytest.approx(0.5)
+    assert against["other_experts"] == pytest.approx({"mean": 0.375, "highest": 0.5})
+    assert against["own_minus_teacher"]["value"] == pytest.approx(0.5)
+    assert unknown == {"group": "unknown", "learned": 0, "all": None, "matched": None}
+
+
+def test_an_expert_that_only_knows_its_project_gains_nothing_within_it():
+    """It puts project p above q: against all safe functions it is better than chance, within p it is chance."""
+    samples = _samples("p", "p", "q", "q", labels=(1, 0, 0, 0))
+    groups = Groups(("CWE-664", "other"), {"s0": 0})
+    answers = _answers([0] * 4, [[1.0, 1, -1, -1], [0.0] * 4], [0.0] * 4, [1, 0, 0, 0])
+    nothing = benchmark.Answers(*(array[:0] for array in answers))
+    parts = {"train_a": samples, "train_b": samples, "test": []}
+    home, _ = benchmark.specialists({"train_b": answers, "test": nothing}, parts, groups)
+    assert home["all"]["own_expert"] == pytest.approx((0.5 + 1 + 1) / 3)
+    assert home["matched"]["own_expert"] == pytest.approx(0.5)
+
+
+def test_safe_functions_take_the_group_s_shares_of_the_projects():
+    """Two of p and one of q are the group's; p has four safe functions, q one, r counts nothing, s has no partner."""
+    projects = np.array(["p", "p", "q", "s", "p", "p", "p", "p", "q", "r"])
+    labels = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
+    weights = benchmark.matched(labels, labels == 1, projects)
+    assert weights.tolist() == [1, 1, 1, 0, 0.5, 0.5, 0.5, 0.5, 1, 0]
 
 
 def test_the_tables_show_what_was_found(tmp_path):
     """A choice, its difference with both ends, a specialist's row and one of a group without functions."""
     answers = _answers([0, 1, 0, 1], [[3.0, 2, -2, -3], [1.0, 2, 0, -1]], [1.0, -1, 0.5, -2], [1, 1, 0, 0])
     groups = Groups(("CWE-664", "other"), {"s0": 0, "s1": 0})
-    samples = _samples(1, 1, 0, 0)
+    samples = _samples("p", "p", "p", "p", labels=(1, 1, 0, 0))
     parts = {"train_a": samples, "train_b": samples, "test": samples}
     result = {
         "benchmark": "mixture",
@@ -97,5 +118,5 @@ def test_the_tables_show_what_was_found(tmp_path):
     text = render_results_doc([tmp_path / "why.json"])
     assert "## Why the mixture does not win: why" in text
     assert "| mixture, configured         | 2" in text
-    assert "CWE-664 | 2       | 4" in text
-    assert "other   | 0       | 0" in text
+    assert "| CWE-664 | 2       | same projects | 4 " in text
+    assert "| other   | 0       | all           | 0          | – " in text

@@ -65,24 +65,28 @@ def _interval(one: Mapping[str, float], shape: str) -> str:
 def _specialists(rows: list[Mapping[str, Any]]) -> str:
     note = (
         "AUROC on functions that no teacher learned from (half B and test): the group's vulnerable ones against all "
-        "that are not vulnerable. `learned` counts the group's functions in half A. Intervals are 95% bootstrap over "
-        "functions."
+        "that are not vulnerable, and against those of the same projects, in the group's shares of the projects. Who "
+        "only knows a group's projects is better against all, and no better within projects. `learned` counts the "
+        "group's functions in half A. Intervals are 95% bootstrap over functions."
     )
-    head = ["group", "learned", "judged", "single teacher", "own expert", "other experts, mean", "highest"]
-    head += ["own expert − single teacher"]
+    head = ["group", "learned", "against", "vulnerable", "single teacher", "own expert", "other experts, mean"]
+    head += ["highest", "own expert − single teacher"]
     cells = [
-        [row["group"], str(row["learned"]), "0", *["–"] * 5]
-        if not row["judged"]
-        else [
-            row["group"],
-            f"{row['learned']:,}",
-            f"{row['judged']:,}",
-            f"{row['teacher']:.3f}",
-            f"{row['own_expert']:.3f}",
-            f"{row['other_experts']['mean']:.3f}",
-            f"{row['other_experts']['highest']:.3f}",
-            _interval(row["own_minus_teacher"], "+.3f"),
-        ]
+        [row["group"], f"{row['learned']:,}", against, *_at_home(row[kind])]
         for row in rows
+        for kind, against in (("all", "all"), ("matched", "same projects"))
     ]
     return f"{note}\n\n{markdown_table(head, cells)}"
+
+
+def _at_home(one: Mapping[str, Any] | None) -> list[str]:
+    if one is None:  # no such functions
+        return ["0", *["–"] * 5]
+    return [
+        f"{one['vulnerable']:,}",
+        f"{one['teacher']:.3f}",
+        f"{one['own_expert']:.3f}",
+        f"{one['other_experts']['mean']:.3f}",
+        f"{one['other_experts']['highest']:.3f}",
+        _interval(one["own_minus_teacher"], "+.3f"),
+    ]
