@@ -73,12 +73,13 @@ def pretrain(settings: PretrainSettings) -> Path:
 
     rank, processes = numerics.rank_and_processes()
     step = pretrain_plan(settings)[-1]
+    if processes == 1:
+        return run_steps([step], settings)[step.label]
     if rank == 0:
         run_steps(list(step.needs.values()), settings)
     numerics.wait_for_all()
     if rank == 0:
-        if processes > 1:
-            numerics.tell_all(not is_finished(step, settings))
+        numerics.tell_all(not is_finished(step, settings))
         return run_steps([step], settings)[step.label]
     if numerics.tell_all(True):
         help_with(step, settings)
