@@ -311,6 +311,12 @@ def test_only_some_systems(tmp_path):
         stages.run(chosen, ["teachers"])
 
 
+def test_an_unknown_system_costs_no_work(tmp_path):
+    with pytest.raises(SettingsError, match="--only nonsense: no such system or stage"):
+        stages.run(settings(tmp_path / "runs"), ["nonsense"])
+    assert not (tmp_path / "runs" / "data").exists()
+
+
 def test_what_pre_training_is_worth(tmp_path, make_model, tokenizer):
     """The control has the named encoder's shape and tokenizer but other weights, and is compared with the teacher."""
     Classifier(make_model(3), tokenizer, 64).save_pretrained(tmp_path / "encoder")

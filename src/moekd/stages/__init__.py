@@ -43,10 +43,11 @@ def run(settings: MoekdSettings, only: Collection[str] = ()) -> Path:
     """
     *steps, results = plan(settings)
     always = [results.needs[name] for name in ("data", "partition") if name in results.needs]
+    chosen = _chosen(steps, only)
     if "partition" in results.needs:
         _require_experts(settings, results.needs["partition"])
     if only:
-        run_steps([*_chosen(steps, only), *always], settings)
+        run_steps([*chosen, *always], settings)
         reported = {name: step for name, step in results.needs.items() if is_finished(step, settings)}
         results = replace(results, needs=reported)
     else:
