@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 from pyarrow.parquet import write_table
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 from moekd import stages
+from moekd.cli import app
 from moekd.config import PretrainSettings
 from moekd.data.text import normalise
 from moekd.errors import DataError, SettingsError
@@ -338,6 +341,28 @@ def test_the_encoder_loads_by_the_auto_classes(finished):
     filler, loaded = AutoModelForMaskedLM.from_pretrained(place, output_loading_info=True)
     assert not loaded["missing_keys"]
     assert filler.config.vocab_size == len(tokenizer)
+
+
+def test_the_command(tmp_path, functions):
+    """It shows loss and speed while it works, then speed, measures and the folder; again, as JSON."""
+    write_table(pa.table({"func": [sample.func for sample in functions]}), tmp_path / "functions.parquet")
+    config = tmp_path / "micro.toml"
+    config.write_text(
+        f'name = "micro"\nrun = {{ folder = "{tmp_path}/runs", threads = 1 }}\n'
+        f'corpus = {{ paths = ["{tmp_path}/functions.parquet"], held_out = 0.2, workers = 1 }}\n'
+        "encoder = { vocabulary = 400, max_length = 64, layers = 1, hidden = 32, heads = 2, intermediate = 64 }\n"
+        "pretrain = { row_length = 32, tokens = 4_000, round_tokens = 2_000, training = { token_budget = 512 } }\n"
+    )
+    done = CliRunner().invoke(app, ["pretrain", str(config)])
+    assert done.exit_code == 0, done.stderr
+    assert re.search(r"0\.0 million tokens, [\d,]+ a second: loss \d\.\d{3}, held out \d\.\d{3}", done.stderr)
+    assert "reused" not in done.stderr
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(r"[\d,]+ tokens/s", lines[0])
+    assert re.fullmatch(r"held-out masked tokens: [\d,]+", lines[1])
+    assert (Path(lines[-1]) / "model.safetensors").is_file()
+    again = CliRunner().invoke(app, ["pretrain", str(config), "--json", "--quiet"])
+    assert json.loads(again.stdout)["folder"] == lines[-1]
 
 
 def test_going_on_from_an_encoder(finished, tmp_path):
