@@ -29,6 +29,7 @@ from moekd.files import read_json
 from moekd.mixture import Mixture, load_table
 from moekd.records import LABELS, PARTS, Scores
 from moekd.scorer import aligned, load_scores, save_scores
+from moekd.stages.students import TARGETS
 from moekd.steps import Step, key_of, read_manifest, run_steps
 from moekd.tokens import Tokens
 
@@ -184,7 +185,7 @@ def test_two_seeds_share_what_no_seed_changes():
     assert steps["scores[random, seed 1]"].needs["partition"].label == "partition[random, seed 1]"
 
 
-@pytest.mark.parametrize(("system", "target"), stages.TARGETS.items())
+@pytest.mark.parametrize(("system", "target"), TARGETS.items())
 def test_what_a_student_learns_from(system, target):
     """Only targets and loss differ between the students, never data, tokens or settings of the training."""
     steps = steps_of(settings(student={"systems": [system]}))
