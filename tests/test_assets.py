@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from moekd import classifier
 from moekd.config import Encoder
 from moekd.data.text import normalise
+from moekd.files import sha256_file
 from moekd.pretrain.architectures import masked_token_logits
 from moekd.pretrain.objectives import Masking
 from moekd.tokens import SPECIALS
@@ -42,6 +44,42 @@ def test_files(name, limit):
     }
     weights = load_file(folder_of(name) / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+
+
+@pytest.mark.parametrize(("name", "first"), [("moekd-mini", "moekd-mini-first"), ("moekd-mini-student", None)])
+def test_the_card_says_what_the_result_file_says(name, first):
+    """Weights, tokens, steps, accuracy and loss are those of the recorded run, and the limits are named."""
+    results = Path(__file__).parent.parent / "docs" / "results"
+    run, *earlier = (json.loads((results / f"{one}.json").read_text()) for one in (name, first) if one)
+    card = " ".join((folder_of(name) / "README.md").read_text().split())
+    assert run["files"]["model/model.safetensors"]["sha256"] == sha256_file(folder_of(name) / "model.safetensors")
+    trained = [one["facts"]["history"]["tokens"] for one in (run, *earlier)]
+    budget = run["settings"]["pretrain.training.token_budget"]
+    held_out = run["facts"]["held_out"]
+    for figure in (
+        f"{sum(trained) / 1e6:.0f} million tokens",
+        f"{sum(trained) // budget:,} steps of {budget:,}",
+        f"accuracy {held_out['masked_accuracy_model']:.3f} (loss {held_out['masked_loss_nats']:.2f} nats",
+        f"the most frequent token has {held_out['masked_accuracy_unigram']:.3f}",
+        f"one after two others {held_out['masked_accuracy_trigram']:.3f}",
+        f"between its neighbours {held_out['masked_accuracy_both_neighbours']:.3f}",
+        "**What it is not.**",
+    ):
+        assert figure in card
+
+
+def test_the_recorded_corpus():
+    """Every archive with its digest, of a listed package; kept + dropped = found."""
+    root = Path(__file__).parent.parent
+    corpus = json.loads((root / "docs" / "results" / "pretraining-corpus.json").read_text())
+    listed = (root / "scripts" / "debian_corpus.txt").read_text().split("\n")
+    assert all(len(one["sha256"]) == 64 and one["package"] in listed for one in corpus["archives"])
+    assert corpus["kept"] == sum(one["kept"] for one in corpus["archives"])
+    total = corpus["total"]
+    dropped = sum(count for reason, count in total.items() if reason.startswith("functions dropped"))
+    assert corpus["kept"] + dropped + sum(corpus["dropped"].values()) == total["functions"]
+    # An archive of which nothing is kept is not listed.
+    assert total["functions"] >= sum(one["functions"] for one in corpus["archives"])
 
 
 @pytest.mark.parametrize(("name", "limit"), SHIPPED)

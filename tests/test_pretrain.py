@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +17,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow.parquet import write_table
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 from moekd import stages
+from moekd.cli import app
 from moekd.config import PretrainSettings
 from moekd.data.text import normalise
 from moekd.errors import DataError, SettingsError
@@ -29,7 +36,7 @@ from moekd.pretrain.objectives import (
     sample,
 )
 from moekd.pretrain.rows import load_rows, pack, starts_word
-from moekd.pretrain.training import rows_of_round
+from moekd.pretrain.training import rows_of_round, train
 from moekd.steps import read_manifest
 from moekd.tokens import SPECIALS
 
@@ -76,8 +83,6 @@ def rows(tmp_path_factory, functions):
 
 @pytest.fixture(scope="module")
 def packed_tokenizer(rows):
-    from transformers import PreTrainedTokenizerFast
-
     return PreTrainedTokenizerFast.from_pretrained(str(rows))
 
 
@@ -107,8 +112,11 @@ def test_too_small_a_corpus(tmp_path):
 
 def test_less_than_a_batch(rows, tmp_path):
     chosen = settings(training={"token_budget": 10_000_000})
-    with pytest.raises(DataError, match=r"too small: its train part of 108 functions makes \d+ rows of 32 tokens"):
+    message = r"too small: its train part makes \d+ rows of 32 tokens, wanted at least 312,500\. .*lower .*token_budget"
+    with pytest.raises(DataError, match=message):
         pack(chosen, {"corpus": rows}, tmp_path)
+    with pytest.raises(DataError, match=message):  # the rows may have been packed for another budget
+        train(chosen, {"rows": rows}, tmp_path, seed=0)
 
 
 def test_words_of_tokens(packed_tokenizer):
@@ -151,6 +159,50 @@ def test_whole_identifiers(row, seed):
         for place in range(1, 8):
             if continues[row[place]] and ends_open[row[place - 1]]:
                 assert chosen[line, place] == chosen[line, place - 1]
+
+
+def test_words_are_drawn_by_themselves():
+    """Whole identifiers, not whole lines: 1,000 words of two tokens each, a third of which is chosen."""
+    continues, ends_open = torch.zeros(12, dtype=torch.bool), torch.zeros(12, dtype=torch.bool)
+    continues[7], ends_open[8] = True, True
+    torch.manual_seed(0)
+    chosen = Masking(1 / 3, continues, ends_open).draw(torch.tensor([[8, 7] * 50] * 20))
+    assert torch.equal(chosen[:, ::2], chosen[:, 1::2])
+    assert float(chosen.float().mean()) == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_masks_are_drawn_anew(packed_tokenizer, rows, tmp_path):
+    """A row that is met again has other tokens to predict: by step, so that a resumed run draws the same."""
+    chosen = settings(training={"token_budget": 64}, round_tokens=500, tokens=1000)
+    drawn: list[torch.Tensor] = []
+    two = tmp_path / "rows"
+    two.mkdir()
+    packed_tokenizer.save_pretrained(str(two))
+    for part in ("train", "held_out"):
+        np.save(two / f"{part}.npy", load_rows(rows, part)[:2])
+    draw = Masking.draw
+
+    def recorded(self, ids):
+        mask = draw(self, ids)
+        if torch.is_grad_enabled():  # training, not measuring
+            drawn.append(mask[ids[:, 0].argsort()])
+        return mask
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Masking, "draw", recorded)
+        train(chosen, {"rows": two}, tmp_path, seed=0)
+    assert len(drawn) >= 14  # both rows in each step
+    assert len({mask.numpy().tobytes() for mask in drawn}) == len(drawn)
+
+
+def test_drawn_tensors_lie_where_the_ids_do():
+    """On a GPU what is drawn must lie there; the meta device stands in for one."""
+    ids = torch.zeros((4, 8), dtype=torch.int64, device="meta")
+    chosen = Masking(0.15, None, None).draw(ids)
+    hidden = hide(ids, chosen, vocabulary=400)
+    roberta = SimpleNamespace(config=SimpleNamespace(model_type="roberta", pad_token_id=1))
+    places = token_states(roberta, hidden, draw_offsets(4, 8, 12))
+    assert {tensor.device.type for tensor in (chosen, hidden, *places.values())} == {"meta"}
 
 
 def test_what_becomes_of_chosen_tokens():
@@ -291,6 +343,28 @@ def test_the_encoder_loads_by_the_auto_classes(finished):
     assert filler.config.vocab_size == len(tokenizer)
 
 
+def test_the_command(tmp_path, functions):
+    """It shows loss and speed while it works, then speed, measures and the folder; again, as JSON."""
+    write_table(pa.table({"func": [sample.func for sample in functions]}), tmp_path / "functions.parquet")
+    config = tmp_path / "micro.toml"
+    config.write_text(
+        f'name = "micro"\nrun = {{ folder = "{tmp_path}/runs", threads = 1 }}\n'
+        f'corpus = {{ paths = ["{tmp_path}/functions.parquet"], held_out = 0.2, workers = 1 }}\n'
+        "encoder = { vocabulary = 400, max_length = 64, layers = 1, hidden = 32, heads = 2, intermediate = 64 }\n"
+        "pretrain = { row_length = 32, tokens = 4_000, round_tokens = 2_000, training = { token_budget = 512 } }\n"
+    )
+    done = CliRunner().invoke(app, ["pretrain", str(config)])
+    assert done.exit_code == 0, done.stderr
+    assert re.search(r"0\.0 million tokens, [\d,]+ a second: loss \d\.\d{3}, held out \d\.\d{3}", done.stderr)
+    assert "reused" not in done.stderr
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(r"[\d,]+ tokens/s", lines[0])
+    assert re.fullmatch(r"held-out masked tokens: [\d,]+", lines[1])
+    assert (Path(lines[-1]) / "model.safetensors").is_file()
+    again = CliRunner().invoke(app, ["pretrain", str(config), "--json", "--quiet"])
+    assert json.loads(again.stdout)["folder"] == lines[-1]
+
+
 def test_going_on_from_an_encoder(finished, tmp_path):
     """A second run that starts from the first one's folder starts where that ended, with its tokenizer."""
     chosen, folder = finished
@@ -302,6 +376,26 @@ def test_going_on_from_an_encoder(finished, tmp_path):
     wrong = again.model_copy(update={"pretrain": chosen.pretrain.model_copy(update={"objective": other})})
     with pytest.raises(SettingsError, match=r"encoder\.name = "):
         stages.pretrain(wrong)
+    for name, value, has in (("hidden", 64, 32), ("max_length", 512, 64), ("vocabulary", 500, 400)):
+        wrong = again.model_copy(update={"encoder": encoder.model_copy(update={name: value})})
+        with pytest.raises(SettingsError, match=rf"encoder\.{name} is {value}, but .* set encoder\.{name} to {has}\b"):
+            stages.pretrain(wrong)
+
+
+def test_an_encoder_with_other_special_tokens(tokenizer, rows, tmp_path):
+    """Masks are known by their id: an encoder whose `<mask>` has another one would be trained on full stops."""
+    other = json.loads(tokenizer.backend_tokenizer.to_str())
+    other["added_tokens"] = [one for one in other["added_tokens"] if one["content"] != "<mask>"]
+    other["model"]["vocab"] = {name if name != "<mask>" else ".x": i for name, i in other["model"]["vocab"].items()}
+    named = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(other)), unk_token="<unk>", mask_token="<mask>"
+    )
+    named.save_pretrained(str(tmp_path / "named"))
+    language_model(settings(), tokenizer).config.save_pretrained(str(tmp_path / "named"))
+    chosen = settings()
+    chosen = chosen.model_copy(update={"encoder": chosen.encoder.model_copy(update={"name": str(tmp_path / "named")})})
+    with pytest.raises(SettingsError, match=r"its tokenizer has the ids \[0, 1, 2, 3, 400\] for <s> .*, wanted 0 to 4"):
+        pack(chosen, {"corpus": rows}, tmp_path)
 
 
 def test_a_second_run_is_reused(finished):
@@ -317,8 +411,6 @@ def test_a_checkpoint_of_another_shape(finished, tmp_path):
     from moekd.training import History, _checkpoint, _Position, _restore, make_optimizer
 
     chosen, folder = finished
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder / "model"))
     small, large = (language_model(chosen, tokenizer, hidden) for hidden in (16, 32))
     optimizer = make_optimizer(small, Training())

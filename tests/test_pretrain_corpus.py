@@ -138,7 +138,15 @@ def test_parquet_column(files, tmp_path):
     [
         (lambda path: path / "nowhere", r"the source '.*nowhere' of the corpus does not exist"),
         (lambda path: path, r"neither C or C\+\+ files nor archives"),
-        (lambda path: written(path / "notes" / "empty.c", b""), r"no C or C\+\+ function in"),
+        (lambda path: written(path / "notes" / "empty.c", b""), r"no C or C\+\+ function in .* \(files: 1\)"),
+        (
+            lambda path: written(path / "notes" / "binary.c", b"\x7fELF\0\xff" * 99),
+            r"no C or C\+\+ function in .*notes \(files: 1, files dropped: binary: 1\): looked for",
+        ),
+        (
+            lambda path: written(path / "one.cc", b"int f(void) { return 1; }"),
+            r"one\.cc' of the corpus is neither a folder nor an archive .*; of single C files name their folder",
+        ),
         (lambda path: written(path / "a.tar.gz", b"not an archive"), r"a\.tar\.gz cannot be read as an archive"),
         (lambda path: written(path / "a.zip", b"PK not an archive"), r"a\.zip cannot be read as an archive"),
         (lambda path: written(path / "t.parquet", b"PAR1 not a table"), r"t\.parquet is no parquet file"),
@@ -151,6 +159,34 @@ def test_bad_sources(make, message, tmp_path):
     source = source.parent if source.suffix == ".c" else source
     with pytest.raises(DataError, match=message):
         collected(tmp_path, source)
+
+
+@pytest.mark.parametrize("damage", ["header", "end"])
+def test_damaged_archives(damage, files, tmp_path):
+    """A damaged header in the middle is an error, not the end of the archive, and so is a missing second half."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        place = archive.getmember("src/f20.c").offset
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    content[place : place + 600] = b"\xa5" * 600
+    (tmp_path / "a.tar").write_bytes(content if damage == "header" else content[: place + 100])
+    with pytest.raises(DataError, match=r"a\.tar cannot be read as an archive: .*; remove it or fetch it again"):
+        collected(tmp_path, tmp_path / "a.tar")
+
+
+def test_archives_of_one_name_are_counted_together(files, tmp_path):
+    """Two folders with an archive of the same name each: no function disappears from the report."""
+    halves = [dict(list(files.items())[start::2]) for start in range(2)]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, half in zip(folders, halves, strict=True):
+        folder.mkdir()
+        in_tar(folder, half)
+    _, report = collected(tmp_path, *folders)
+    assert report["sources"]["a.tar.xz"]["functions"] == len(files)
+    assert report["sources"]["a.tar.xz"]["functions kept"] == report["kept"]
 
 
 def written(path, content):

@@ -29,6 +29,7 @@ from moekd.files import read_json
 from moekd.mixture import Mixture, load_table
 from moekd.records import LABELS, PARTS, Scores
 from moekd.scorer import aligned, load_scores, save_scores
+from moekd.stages.students import TARGETS
 from moekd.steps import Step, key_of, read_manifest, run_steps
 from moekd.tokens import Tokens
 
@@ -184,7 +185,7 @@ def test_two_seeds_share_what_no_seed_changes():
     assert steps["scores[random, seed 1]"].needs["partition"].label == "partition[random, seed 1]"
 
 
-@pytest.mark.parametrize(("system", "target"), stages.TARGETS.items())
+@pytest.mark.parametrize(("system", "target"), TARGETS.items())
 def test_what_a_student_learns_from(system, target):
     """Only targets and loss differ between the students, never data, tokens or settings of the training."""
     steps = steps_of(settings(student={"systems": [system]}))
@@ -309,6 +310,12 @@ def test_only_some_systems(tmp_path):
     assert {row["system"] for row in rows_of(stages.run(chosen, ["teacher"]))} == {"length", "teacher"}
     with pytest.raises(SettingsError, match=r"--only teachers: no such system or stage; this config has .*teacher"):
         stages.run(chosen, ["teachers"])
+
+
+def test_an_unknown_system_costs_no_work(tmp_path):
+    with pytest.raises(SettingsError, match="--only nonsense: no such system or stage"):
+        stages.run(settings(tmp_path / "runs"), ["nonsense"])
+    assert not (tmp_path / "runs" / "data").exists()
 
 
 def test_what_pre_training_is_worth(tmp_path, make_model, tokenizer):

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, BertConfig
 
 from moekd.classifier import Classifier, build, ngrams, place_of, roberta
 from moekd.config import Encoder, Training
+from moekd.config.students import Student
 from moekd.errors import SettingsError
 from moekd.experts.training import _start_from
 from moekd.export.graph import graph_of
@@ -112,6 +113,22 @@ def test_a_pre_trained_encoder_keeps_its_weights():
     assert not model.ngrams.weight.any()
     for name, weight in plain.base_model.state_dict().items():
         assert torch.equal(weight, model.base_model.state_dict()[name])
+
+
+def test_the_default_student_and_its_control_differ_in_the_start_alone():
+    """Pre-trained by default; the references' random start is a setting, `wide-3mb-random`, of the same sizes."""
+    (default,) = Student().shapes
+    assert SHAPES[default].start == "moekd-mini-student"
+    control = SHAPES[f"{default}-random"]
+    assert control == replace(SHAPES[default], start=None)
+    tokenizer = AutoTokenizer.from_pretrained(place_of("moekd-mini-student"))
+    one, other = (build_student(shape, tokenizer, seed=0, dropout=0.0) for shape in (SHAPES[default], control))
+    assert {name: weight.shape for name, weight in one.state_dict().items()} == {
+        name: weight.shape for name, weight in other.state_dict().items()
+    }
+    assert not torch.equal(
+        one.base_model.embeddings.tok_embeddings.weight, other.base_model.embeddings.tok_embeddings.weight
+    )
 
 
 @pytest.mark.parametrize("whole", [True, False])

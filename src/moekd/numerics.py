@@ -42,6 +42,7 @@ def configure(threads: int) -> None:
     logging.disable_progress_bar()  # of loading and saving weights: files of a few megabytes
     logging.set_verbosity_error()  # a head that starts at random is what is wanted, and no news
     torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else a GPU's deterministic products are refused
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
     if "GLIBC_TUNABLES" not in os.environ:

@@ -33,7 +33,7 @@ class Loaded(Generic[Root]):
     origins: Mapping[str, str]  # the file's path as it was given, "--set" or "default"
 
 
-def load_settings(path: Path, overrides: Sequence[str] = ()) -> MoekdSettings:
+def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> MoekdSettings:
     """Return the settings of the TOML file `path` with each override, "a.b=c", put on top.
 
     The right side of an override is read as a TOML value (`0.5`, `true`, `["a", "b"]`) and, where it is none,
@@ -42,7 +42,7 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> MoekdSettings:
     Raises:
         SettingsError: the file is missing or no TOML, a setting is unknown, or a value is not allowed.
     """
-    return load(path, overrides, MoekdSettings).settings
+    return load(Path(path), overrides, MoekdSettings).settings
 
 
 def load_pretrain_settings(path: Path, overrides: Sequence[str] = ()) -> PretrainSettings:

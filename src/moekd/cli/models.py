@@ -37,7 +37,7 @@ def export(
 ) -> None:
     """Turn a saved student into the files that `moekd scan` loads, checked against the student itself.
 
-    Example: moekd export runs/distill/KEY model --data valid.jsonl --natural test.parquet --precision int8
+    Example: moekd export runs/student/KEY/model model --data valid.jsonl --natural test.parquet --precision int8
     """
     from moekd import console
     from moekd import export as stage

@@ -77,7 +77,8 @@ def pretrain(config: Config, overrides: Overrides = [], as_json: AsJson = False,
         return
     typer.echo(f"{facts['tokens_per_second']:,.0f} tokens/s")
     for name, value in facts["held_out"].items():
-        typer.echo(f"held-out {name.replace('_', ' ')}: {value:.3f}")
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+        typer.echo(f"held-out {name.replace('_', ' ')}: {shown}")
     typer.echo(folder / "model")
 
 

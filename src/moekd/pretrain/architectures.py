@@ -74,6 +74,24 @@ def started(kind: Any, encoder: Encoder, place: Path) -> Any:
     return model
 
 
+def require_its_shape(encoder: Encoder, config: Any) -> None:
+    """Raise SettingsError where a config file asks for other sizes than those of the encoder that it goes on from."""
+    has = {
+        "vocabulary": config.vocab_size,
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "intermediate": config.intermediate_size,
+    }
+    for name, value in has.items():
+        wanted = getattr(encoder, name)
+        if name in encoder.model_fields_set and wanted != value:
+            raise SettingsError(
+                f"encoder.{name} is {wanted}, but {encoder.name!r}, from which this run goes on, has {value} and keeps "
+                f"its shape: set encoder.{name} to {value}, or leave it out"
+            )
+
+
 def token_states(model: Any, ids: Tensor, offsets: Tensor) -> dict[str, Tensor]:
     """What the model reads: ids (B, L), and for learned positions also their ids, shifted by `offsets` (B,)."""
     import torch
@@ -81,7 +99,8 @@ def token_states(model: Any, ids: Tensor, offsets: Tensor) -> dict[str, Tensor]:
     if model.config.model_type != "roberta":
         return {"input_ids": ids}
     first = model.config.pad_token_id + 1  # RoBERTa's positions start behind the padding id
-    return {"input_ids": ids, "position_ids": first + offsets[:, None] + torch.arange(ids.shape[1])}
+    positions = first + offsets[:, None] + torch.arange(ids.shape[1])
+    return {"input_ids": ids, "position_ids": positions.to(ids.device)}
 
 
 def draw_offsets(rows: int, length: int, limit: int) -> Tensor:

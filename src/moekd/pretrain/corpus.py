@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -64,7 +65,7 @@ def collect(settings: PretrainSettings, inputs: Mapping[str, Path], folder: Path
     files: list[str] = []
     origins: list[str] = []
     for path, one in zip(sources, found, strict=True):
-        report["sources"][path.name] = dict(one.counts)
+        report["sources"].setdefault(path.name, Counter()).update(one.counts)  # two folders may hold one name
         for func, file in zip(one.functions, one.files, strict=True):
             key = digest(func)
             if key in seen:
@@ -75,9 +76,12 @@ def collect(settings: PretrainSettings, inputs: Mapping[str, Path], folder: Path
             files.append(file)
             origins.append(path.name)
     if not texts:
+        counts = sum((one.counts for one in found), Counter[str]())
+        seen_there = ", ".join(f"{name}: {count:,}" for name, count in counts.items() if name != "bytes")
         raise DataError(
-            f"no C or C++ function in {', '.join(corpus.paths)}: looked for {' '.join(sorted(syntax.SUFFIXES))} files "
-            "in folders and archives, and for the column corpus.column in parquet files"
+            f"no C or C++ function in {', '.join(corpus.paths)} ({seen_there or 'no file of these languages'}): looked "
+            f"for {' '.join(sorted(syntax.SUFFIXES))} files in folders and archives, and for the column corpus.column "
+            "in parquet files"
         )
     keep, dropped = _distinct(texts, _excluded(corpus), corpus.near_duplicate_jaccard)
     report["dropped"].update(dropped)
@@ -125,8 +129,13 @@ def _sources(corpus: Corpus) -> list[Path]:
             sources += sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(_ARCHIVES))
             if next(_code_files(path), None) is not None:
                 sources.append(path)
-        else:
+        elif path.name.endswith((*_ARCHIVES, ".parquet")):
             sources.append(path)
+        else:
+            raise DataError(
+                f"the source {name!r} of the corpus is neither a folder nor an archive ({' '.join(_ARCHIVES)}) nor a "
+                ".parquet file; of single C files name their folder"
+            )
     if not sources:
         raise DataError(f"neither C or C++ files nor archives ({' '.join(_ARCHIVES)}) in {', '.join(corpus.paths)}")
     return sources
@@ -161,8 +170,9 @@ def _read(path: Path, corpus: Corpus) -> Found:
     try:
         for name, source in files:
             _take_file(name, source, found, corpus)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise DataError(f"{path} cannot be read as an archive: {error}; remove it or fetch it again") from error
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError) as error:
+        what = "" if path.is_dir() else " as an archive"  # RuntimeError: an encrypted zip, or packed in an unknown way
+        raise DataError(f"{path} cannot be read{what}: {error}; remove it or fetch it again") from error
     return found
 
 
@@ -201,8 +211,21 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
         yield str(path.relative_to(folder)), path.read_bytes()
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose damaged header is an error, also behind whole ones: the library takes it for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if any(buf):  # neither nothing nor the zeros that end an archive
+                raise tarfile.ReadError(str(error)) from error
+            raise
+
+
 def _in_tar(path: Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(path, mode="r|*") as archive:
+    with tarfile.open(path, mode="r|*", tarinfo=_Member) as archive:
         for member in archive:
             if member.isfile() and PurePosixPath(member.name).suffix.lower() in syntax.SUFFIXES:
                 stream = archive.extractfile(member)

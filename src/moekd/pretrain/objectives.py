@@ -14,7 +14,14 @@ import numpy as np
 
 from moekd import numerics
 from moekd.classifier import place_of, sizes_of
-from moekd.pretrain.architectures import draw_offsets, masked_token_logits, new_model, started, token_states
+from moekd.pretrain.architectures import (
+    draw_offsets,
+    masked_token_logits,
+    new_model,
+    require_its_shape,
+    started,
+    token_states,
+)
 from moekd.pretrain.rows import starts_word
 from moekd.tokens import SPECIALS
 
@@ -47,7 +54,7 @@ class Masking:
 
         if not settings.pretrain.whole_identifiers:
             return cls(settings.pretrain.mask_share, None, None)
-        first, last = (torch.from_numpy(array) for array in starts_word(tokenizer))
+        first, last = (torch.from_numpy(array).to(numerics.device()) for array in starts_word(tokenizer))
         return cls(settings.pretrain.mask_share, first, last)
 
     def draw(self, ids: Tensor) -> Tensor:
@@ -55,12 +62,13 @@ class Masking:
         import torch
 
         if self.first is None or self.last is None:
-            chosen = torch.rand(ids.shape) < self.share
+            chosen = torch.rand(ids.shape, device=ids.device) < self.share
         else:
-            begins = torch.ones(ids.shape, dtype=torch.bool)
+            begins = torch.ones(ids.shape, dtype=torch.bool, device=ids.device)
             begins[:, 1:] = ~(self.first[ids[:, 1:]] & self.last[ids[:, :-1]])
             words = begins.reshape(-1).cumsum(0) - 1  # number of each token's word, over all rows
-            chosen = (torch.rand(int(words[-1]) + 1) < self.share)[words].reshape(ids.shape)
+            drawn = torch.rand(int(words[-1]) + 1, device=ids.device) < self.share
+            chosen = drawn[words].reshape(ids.shape)
         return chosen & (ids >= len(SPECIALS))
 
 
@@ -71,9 +79,9 @@ def hide(ids: Tensor, chosen: Tensor, *, vocabulary: int) -> Tensor:
     """
     import torch
 
-    draw = torch.rand(ids.shape)
+    draw = torch.rand(ids.shape, device=ids.device)
     hidden = torch.where(chosen & (draw < 0.8), torch.full_like(ids, _MASK), ids)
-    random = torch.randint(len(SPECIALS), vocabulary, ids.shape)
+    random = torch.randint(len(SPECIALS), vocabulary, ids.shape, device=ids.device)
     return torch.where(chosen & (draw >= 0.8) & (draw < 0.9), random, hidden)
 
 
@@ -81,9 +89,11 @@ def sample(logits: Tensor) -> Tensor:
     """Draw one token id for each row of logits (M, V), int64, (M,), by inverting the cumulative distribution."""
     import torch
 
-    cumulative = torch.softmax(logits.float(), dim=-1).cumsum(-1)
+    # On the CPU in any case: a GPU's cumulative sums are not deterministic, and refused for it.
+    cumulative = torch.softmax(logits.float(), dim=-1).cpu().cumsum(-1)
     drawn = torch.rand(len(logits), 1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, drawn, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+    found = torch.searchsorted(cumulative, drawn, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+    return found.to(logits.device)
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,9 @@ class MaskedTokens(_Objective):
 
         encoder = self.settings.encoder
         if encoder.name != "random":
-            return started(AutoModelForMaskedLM, encoder, Path(place_of(encoder.name)))
+            model = started(AutoModelForMaskedLM, encoder, Path(place_of(encoder.name)))
+            require_its_shape(encoder, model.config)
+            return model
         return new_model(AutoModelForMaskedLM, self.settings, self.tokenizer, sizes_of(encoder))
 
     def forward(self, model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,6 +157,7 @@ class ReplacedTokens(_Objective):
             place = Path(place_of(encoder.name))
             generator = started(AutoModelForMaskedLM, encoder, place / LANGUAGE_MODEL)
             detector = started(AutoModelForTokenClassification, encoder, place)
+            require_its_shape(encoder, detector.config)
         else:
             generator_sizes = {
                 "layers": pretrain.generator_layers,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moekd import console, numerics
-from moekd.classifier import loading, place_of
+from moekd.classifier import length_limit, loading, place_of
 from moekd.errors import DataError, SettingsError
 from moekd.files import writing
 from moekd.pretrain.corpus import functions_of
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from moekd.config import PretrainSettings
+    from moekd.config import Encoder, PretrainSettings
 
 PARTS = ("train", "held_out")
 _BPE_CHARACTERS = 60_000_000  # that the tokenizer is trained on: half a minute; more text changes its tail only
@@ -30,8 +30,9 @@ def pack(settings: PretrainSettings, inputs: Mapping[str, Path], folder: Path) -
     Functions come in an order drawn once. Each is `<s> tokens </s>`; one that does not fit runs on in the next row.
 
     Raises:
-        SettingsError: the corpus supports fewer BPE entries than `encoder.vocabulary`.
-        DataError: a part has not even one batch of rows.
+        SettingsError: the corpus supports fewer BPE entries than `encoder.vocabulary`, or the named encoder does not
+            fit.
+        DataError: a part has not even one row, or the training part not one batch.
     """
     functions, held_out = functions_of(inputs["corpus"])
     order = numerics.generator("pack").permutation(len(functions))
@@ -45,17 +46,30 @@ def pack(settings: PretrainSettings, inputs: Mapping[str, Path], folder: Path) -
     facts: dict[str, Any] = {"vocabulary": len(tokenizer)}
     for part in PARTS:
         rows = _packed(_encoded(tokenizer, texts[part]), length)
-        wanted = 1 if part == "held_out" else max(1, settings.pretrain.training.token_budget // length)
-        if len(rows) < wanted:
-            raise DataError(
-                f"the corpus is too small: its {part} part of {len(texts[part]):,} functions makes {len(rows)} rows of "
-                f"{length} tokens, wanted at least {wanted}. Add sources to corpus.paths, lower pretrain.row_length or "
-                "pretrain.training.token_budget, or raise corpus.held_out"
-            )
+        require_a_batch(rows, part, settings)
         with writing(folder):
             np.save(folder / f"{part}.npy", rows)
         facts[f"{part}_tokens"] = int(rows.size)
     return facts
+
+
+def rows_a_batch(settings: PretrainSettings) -> int:
+    return max(1, settings.pretrain.training.token_budget // settings.pretrain.row_length)
+
+
+def require_a_batch(rows: np.ndarray, part: str, settings: PretrainSettings) -> None:
+    """Raise DataError where the training part has no whole batch of rows, or the held-out part no row.
+
+    Told while packing, before anything is trained, and again of rows that were packed for smaller batches.
+    """
+    wanted, less = (1, "raise corpus.held_out")
+    if part == "train":
+        wanted, less = rows_a_batch(settings), "lower pretrain.training.token_budget"
+    if len(rows) < wanted:
+        raise DataError(
+            f"the corpus is too small: its {part} part makes {len(rows):,} rows of {settings.pretrain.row_length} "
+            f"tokens, wanted at least {wanted:,}. Add sources to corpus.paths, or {less}"
+        )
 
 
 def load_rows(folder: Path, part: str) -> np.ndarray:
@@ -83,17 +97,36 @@ def _in_identifier(character: str) -> bool:
 
 
 def _tokenizer(texts: Sequence[str], settings: PretrainSettings) -> Any:
-    from transformers import AutoTokenizer
-
     if settings.encoder.name != "random":
-        with loading(settings.encoder):
-            return AutoTokenizer.from_pretrained(place_of(settings.encoder.name), revision=settings.encoder.revision)
+        return _tokenizer_of_the_named(settings.encoder)
     wanted = settings.encoder.vocabulary
     tokenizer = train_bpe(_first(texts, _BPE_CHARACTERS), vocabulary=wanted, max_length=settings.encoder.max_length)
     if len(tokenizer) < wanted:
         raise SettingsError(
             f"encoder.vocabulary is {wanted}, but the corpus supports {len(tokenizer)} entries only; set "
             f"encoder.vocabulary to {len(tokenizer)} or less, or add sources to corpus.paths"
+        )
+    return tokenizer
+
+
+def _tokenizer_of_the_named(encoder: Encoder) -> Any:
+    """The tokenizer of the encoder to go on from, whose special tokens must be ours: objectives know them by id."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    with loading(encoder):
+        tokenizer = AutoTokenizer.from_pretrained(place_of(encoder.name), revision=encoder.revision)
+        config = AutoConfig.from_pretrained(place_of(encoder.name), revision=encoder.revision)
+    ids = tokenizer.convert_tokens_to_ids(list(SPECIALS))
+    if ids != list(range(len(SPECIALS))):
+        raise SettingsError(
+            f"encoder.name = {encoder.name!r}: its tokenizer has the ids {ids} for {' '.join(SPECIALS)}, wanted 0 to "
+            f"{len(SPECIALS) - 1}. Name an encoder that `moekd pretrain` made"
+        )
+    limit = length_limit(config, tokenizer)
+    if encoder.max_length > limit:
+        raise SettingsError(
+            f"encoder.max_length is {encoder.max_length}, but {encoder.name!r} reads {limit} tokens at most; "
+            f"set encoder.max_length to {limit} or less"
         )
     return tokenizer
 

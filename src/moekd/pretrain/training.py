@@ -20,7 +20,7 @@ from moekd.pretrain.objectives import (
     ReplacedTokens,
     as_ids,
 )
-from moekd.pretrain.rows import load_rows
+from moekd.pretrain.rows import load_rows, require_a_batch, rows_a_batch
 from moekd.tokens import SPECIALS, Tokens
 from moekd.training import History, Task, fit, forget_checkpoints
 
@@ -44,6 +44,7 @@ def train(settings: PretrainSettings, inputs: Mapping[str, Path], folder: Path, 
 
     Raises:
         SettingsError: the batch cannot be shared by the processes, or the loss is no longer finite.
+        DataError: the rows do not fill one batch.
     """
     import torch
     from transformers import PreTrainedTokenizerFast
@@ -51,6 +52,7 @@ def train(settings: PretrainSettings, inputs: Mapping[str, Path], folder: Path, 
     numerics.configure(settings.run.threads)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(inputs["rows"]))
     rows, held_out = load_rows(inputs["rows"], "train"), load_rows(inputs["rows"], "held_out")
+    require_a_batch(rows, "train", settings)
     torch.manual_seed(numerics.seed_of(seed, "pretrain"))
     objective = OBJECTIVES[settings.pretrain.objective](settings, tokenizer)
     model = objective.build()
@@ -104,20 +106,20 @@ def rows_of_round(rows: int, rows_a_round: int, index: int, seed: int) -> np.nda
 def _rounds(settings: PretrainSettings) -> tuple[int, int]:
     """Number of rounds, and rows of each: a whole number of batches."""
     pretrain = settings.pretrain
-    rows_a_batch = max(1, pretrain.training.token_budget // pretrain.row_length)
+    batch = rows_a_batch(settings)
     processes = numerics.rank_and_processes()[1]
-    if rows_a_batch % processes:
+    if batch % processes:
         raise SettingsError(
-            f"a batch of {rows_a_batch} rows cannot be shared by {processes} processes; "
+            f"a batch of {batch} rows cannot be shared by {processes} processes; "
             f"set pretrain.training.token_budget to a multiple of {processes * pretrain.row_length}"
         )
-    batches = max(1, pretrain.round_tokens // (rows_a_batch * pretrain.row_length))
-    rows_a_round = batches * rows_a_batch
+    batches = max(1, pretrain.round_tokens // (batch * pretrain.row_length))
+    rows_a_round = batches * batch
     return max(1, math.ceil(pretrain.tokens / (rows_a_round * pretrain.row_length))), rows_a_round
 
 
 def _batches(rows: np.ndarray, settings: PretrainSettings) -> Iterator[torch.Tensor]:
-    size = max(1, settings.pretrain.training.token_budget // rows.shape[1])
+    size = rows_a_batch(settings)
     for start in range(0, len(rows), size):
         yield as_ids(rows[start : start + size])
 
@@ -158,8 +160,8 @@ def _masked_accuracy(
             right["model"] += int((logits.argmax(-1) == wanted).sum())
             total += len(wanted)
             for name, baseline in baselines.items():
-                guesses = baseline.guess(ids.numpy())[chosen.numpy()]
-                right[name] += int((guesses == wanted.numpy()).sum())
+                guesses = baseline.guess(ids.cpu().numpy())[chosen.cpu().numpy()]
+                right[name] += int((guesses == wanted.cpu().numpy()).sum())
     accuracy = {f"masked_accuracy_{name}": count / total for name, count in right.items()}
     return {"masked_tokens": total, "masked_loss_nats": nats / total, **accuracy}
 
@@ -176,8 +178,8 @@ def _detection(objective: Objective, model: Any, rows: np.ndarray, settings: Pre
         torch.manual_seed(1)
         for ids in _batches(rows, settings):
             _, _, detected, replaced = objective.forward(model, ids)
-            scores.append(detected.numpy())
-            truth.append(replaced.numpy())
+            scores.append(detected.cpu().numpy())
+            truth.append(replaced.cpu().numpy())
     return {"detection_auroc": float(roc_auc_score(np.concatenate(truth), np.concatenate(scores)))}
 
 

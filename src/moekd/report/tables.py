@@ -8,6 +8,7 @@ from moekd.files import read_json
 from moekd.report.attacks import over_settings_table, transfer_tables, validity_table
 from moekd.report.detection import render_detection
 from moekd.report.markdown import markdown_table, short_commit
+from moekd.report.mixing import render_mixing
 from moekd.report.scanning import render_scanning, render_start
 from moekd.report.searching import render_searching
 
@@ -60,6 +61,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "scan": ("Cost of a scan", render_scanning),
     "start": ("Cold start", render_start),
     "search": ("Architecture search", render_searching),
+    "mixture": ("Why the mixture does not win", render_mixing),
 }
 
 
@@ -71,7 +73,7 @@ def render_results_doc(paths: Sequence[Path]) -> str:
     """
     header = (
         "# Results\n\n"
-        "Generated from `results.json` files by `moekd.report.render_results_doc`; do not edit by hand.\n"
+        "Generated from the files of `docs/results` by `make results`; do not edit by hand.\n"
         "The line above each table names the commit, the training seeds and the data behind its numbers.\n"
     )
     found = [(path.stem, read_json(path)) for path in paths]

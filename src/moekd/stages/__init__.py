@@ -43,10 +43,11 @@ def run(settings: MoekdSettings, only: Collection[str] = ()) -> Path:
     """
     *steps, results = plan(settings)
     always = [results.needs[name] for name in ("data", "partition") if name in results.needs]
+    chosen = _chosen(steps, only)
     if "partition" in results.needs:
         _require_experts(settings, results.needs["partition"])
     if only:
-        run_steps([*_chosen(steps, only), *always], settings)
+        run_steps([*chosen, *always], settings)
         reported = {name: step for name, step in results.needs.items() if is_finished(step, settings)}
         results = replace(results, needs=reported)
     else:
@@ -73,12 +74,13 @@ def pretrain(settings: PretrainSettings) -> Path:
 
     rank, processes = numerics.rank_and_processes()
     step = pretrain_plan(settings)[-1]
+    if processes == 1:
+        return run_steps([step], settings)[step.label]
     if rank == 0:
         run_steps(list(step.needs.values()), settings)
     numerics.wait_for_all()
     if rank == 0:
-        if processes > 1:
-            numerics.tell_all(not is_finished(step, settings))
+        numerics.tell_all(not is_finished(step, settings))
         return run_steps([step], settings)[step.label]
     if numerics.tell_all(True):
         help_with(step, settings)

@@ -187,11 +187,12 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-# The same student, but pre-trained on C and C++ first, with the tokenizer of that; with an n-gram table beside it; and
-# with the table that fits once the encoder is exported to int8.
+# The same student, but pre-trained on C and C++ first, with the tokenizer of that; with an n-gram table beside it; with
+# the table that fits once the encoder is exported to int8; and, as the control, with a table from random weights.
 SHAPES["rotary-3mb-pretrained"] = replace(SHAPES["rotary-3mb"], start="moekd-mini-student")
 SHAPES["wide-3mb"] = replace(SHAPES["rotary-3mb-pretrained"], ngram_buckets=2**15)
 SHAPES["wide-3mb-int8"] = replace(SHAPES["wide-3mb"], ngram_buckets=2**18)
+SHAPES["wide-3mb-random"] = replace(SHAPES["wide-3mb"], start=None)
 
 
 def shape_named(name: str) -> Shape:
