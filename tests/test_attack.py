@@ -239,6 +239,9 @@ BAD = {
     "a row too few": lambda texts: np.full(len(texts) - 1, 0.9),
     "three classes": lambda texts: np.full((len(texts), 3), 1 / 3),
     "a number": lambda texts: 0.9,
+    "nothing": lambda texts: None,
+    "words": lambda texts: ["vulnerable"] * len(texts),
+    "rows of other lengths": lambda texts: [[0.9], *[[0.1, 0.9]] * len(texts)],
 }
 
 
@@ -476,22 +479,46 @@ def test_finished_results_are_not_computed_again(tmp_path):
         ({"model": "other"}, "model"),
         ({"settings": Attack(attacks=("wir-random",), budget=7)}, "settings"),
         ({"samples": [sample(label=1, name="b")]}, "samples"),
+        ({"names": Names(VOCABULARY[:3])}, "vocabulary"),
     ],
 )
 def test_a_file_of_other_work_is_refused(change, named, tmp_path):
     """Results of two models or two budgets in one file would be mixed silently."""
     path = tmp_path / "a.jsonl"
-    work = {"model": "m", "settings": Attack(attacks=("wir-random",)), "samples": [sample()]}
+    settings, names = Attack(attacks=("wir-random",)), Names(VOCABULARY[:2])
+    work = {"model": "m", "settings": settings, "samples": [sample()], "names": names}
     victim = Victim(lambda words: 0.9)
 
-    def start(model, settings, samples):
-        return attack(victim, samples, settings, Names(VOCABULARY[:2]), path=path, model=model)
+    def start(model, settings, samples, names):
+        return attack(victim, samples, settings, names, path=path, model=model)
 
     start(**work)
     before = path.read_bytes()
     with pytest.raises(SettingsError, match=rf"holds results of other work \(its {named} differ\)"):
         start(**work | change)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["{}", '{"a": 1}', "x", "one\ntwo\n"])
+def test_a_file_of_something_else_is_left_alone(content, tmp_path):
+    """One line without an end is no beginning of ours, and was once overwritten."""
+    path = tmp_path / "notes.txt"
+    path.write_text(content)
+    with pytest.raises(SettingsError, match=r"notes\.txt holds"):
+        attack(Victim(lambda words: 0.9), [sample()], Attack(attacks=("mhm",)), Names(VOCABULARY), path=path)
+    assert path.read_text() == content
+
+
+def test_a_file_that_does_not_tell_its_vocabulary_is_continued(tmp_path):
+    """Files of earlier versions: their finished results count."""
+    path, settings = tmp_path / "a.jsonl", Attack(attacks=("wir-random",), candidates=3)
+    results = attack(Victim(lambda words: 0.9), [sample()], settings, Names(VOCABULARY), path=path)
+    header, *lines = path.read_text().splitlines()
+    older = {name: value for name, value in json.loads(header).items() if name != "vocabulary"}
+    path.write_text("\n".join([json.dumps(older), *lines, ""]))
+    again = Victim(lambda words: 0.9)
+    assert attack(again, [sample()], settings, Names(VOCABULARY), path=path) == results
+    assert again.asked == []
 
 
 def test_more_attacks_can_be_added_to_a_file(tmp_path):
@@ -575,6 +602,26 @@ def test_what_is_no_model_is_refused(tmp_path):
         load_victim("math:pi")
     with pytest.raises(SettingsError, match="could not be loaded"):
         load_victim(tmp_path / "nowhere")
+
+
+def test_models_that_are_no_detectors_are_refused(make_model, tokenizer, tmp_path):
+    """An encoder would get a classifier of random weights, and of three classes the first two would be compared."""
+    with pytest.raises(SettingsError, match="ModernBertForMaskedLM, an encoder without a trained classifier"):
+        load_victim("moekd-mini-student")
+    Classifier(make_model(labels=("a", "b", "c")), tokenizer, 64).save_pretrained(tmp_path / "router")
+    with pytest.raises(SettingsError, match="has 3 classes: an attack needs a detector of two"):
+        load_victim(tmp_path / "router")
+
+
+def test_packaged_models_go_by_their_names(functions, tmp_path, monkeypatch):
+    """`moekd-scan` is the student that the package ships, unless there is a folder of that name."""
+    p = load_victim("moekd-scan")([one.func for one in functions[:4]])
+    assert p.shape == (4,)
+    assert len(np.unique(p)) > 1
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moekd-scan").mkdir()
+    with pytest.raises(SettingsError, match="moekd-scan is no model that can be attacked"):
+        load_victim("moekd-scan")
 
 
 def test_exported_files_are_victims(exported, student, functions):

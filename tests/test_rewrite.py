@@ -73,7 +73,21 @@ def real_functions(count: int) -> list[str]:
         ("int f(int a) {\n#ifdef X\nint b = a;\nreturn b;\n#else\nreturn a;\n#endif\n}", {"a", "b"}),
         ("int f(int a, int b) {\n#define SUM (a + 1)\nreturn SUM + b; }", {"b"}),  # read by a macro
         ("int f(int link, struct q *h) { TAILQ_FOREACH(e, h, link); return link; }", {"h"}),  # a field's name
+        ("int f(int e, int t) { LIST_FOREACH_SAFE(x, &h, e, t); return e + t; }", set()),  # a field, then a variable
         ("int f(struct s *s) { return ((struct s *)s)->x; }", set()),  # a type of the same name
+        ('int f(int x, int y) { asm("mov %[x], %0" : "=r"(y) : [x] "r"(x)); return y; }', {"y"}),  # in the string, too
+        ('int f(int x, int y) { asm goto ("jmp %l[x]" : : "r"(y) : : x); x: return x; }', {"y"}),
+        ("int f(int x) { int y = x; __asm { mov eax, x } return y; }", {"y"}),  # Microsoft's
+        ("int f(int n, int m) { void *p = &&n; goto *p; n: return n + m; }", {"m"}),  # GNU: labels as values
+        ("int f(int n) { static void *t[] = { &&n, &&m }; goto *t[0]; n: m: return n; }", {"t"}),
+        ("int f(int cold) { [[gnu::cold]] int x = cold; return x; }", {"x"}),  # an attribute of the same name
+        ("int A::f(A *p, int y) { A x; p->~x(); return y; }", {"p", "y"}),
+        ("int f(int UNUSED n, int m) { return n + m; }", {"m"}),  # the grammar takes the macro for the name
+        ("long f(void __user *, int m) { return m; }", {"m"}),
+        ("int f(uint len, u_short code _U_)\n{\nint t = code; return t + len; }", {"len", "code", "t"}),  # a macro
+        ("f(a) { register i; int k = a; return i + k; }", {"k"}),  # the parser adds names without text
+        ("int f(int n) { SAVE\ntotal = n; return total; }", {"n"}),  # a macro, and an assignment to a global
+        ("int f(int n, int m) {\n#ifdef X\nif (m) n = 2;\n#endif\nelse\nn = 1;\nreturn n; }", {"n", "m"}),
         ("int f(void) { enum { one, two }; int n = two; return n; }", {"n"}),
         ("int f(int time, int NULL_OK) { return time + NULL_OK; }", {"NULL_OK"}),  # a library name stays
         ("int f(int größe) { return größe + 1; }", {"größe"}),
@@ -295,7 +309,9 @@ def test_rewrites_by_hand(name, before, after):
         ("reorder_declarations", "int f(void) { int a = 1; int b = a; return b; }"),  # reads the other
         ("reorder_declarations", "int f(void) { int a = g(); int b = g(); return a - b; }"),  # order of calls
         ("reorder_declarations", "int f(int n) { int a[n]; int b = n++; return b; }"),
+        ("reorder_declarations", "int A::f() { Lock lock; int n = shared; return n; }"),  # C++: constructors run
         ("for_to_while", "int f(int n) { for (int i = 0; i < n; i++) { if (i) continue; g(); } return n; }"),
+        ("for_to_while", "void f(int *v) {\n#pragma omp parallel for\nfor (int i = 0; i < 9; i++) v[i] = i;\n}"),
         ("swap_branches", "int f(int n) { if (n) return 1; return 2; }"),
         ("swap_branches", "int A::f(int n) { if (int k = n) return k; else return 2; }"),  # declares in its condition
         ("increment", "int f(int n) { return n++; }"),  # its value is used

@@ -52,8 +52,8 @@ def attack(
         workers: processes that share the attacks on a saved victim, if there are enough for them. A script that asks
             for several needs its `if __name__ == "__main__":`, as they import it again.
     Raises:
-        SettingsError: `path` holds results of another model, other settings or other samples; or the victim cannot be
-            loaded.
+        SettingsError: `path` holds results of another model, other settings, samples or names, or something else; or
+            the victim cannot be loaded.
         MoekdError: a worker process died. Finished results are in `path`.
     """
     pairs = [(sample, name) for sample in samples for name in settings.attacks]
@@ -61,7 +61,7 @@ def attack(
     ledger = None
     known: dict[tuple[str, str], AttackResult] = {}
     if path is not None:
-        ledger = _Ledger(path, _header(model, settings, samples))
+        ledger = _Ledger(path, _header(model, settings, samples, names))
         known = ledger.read()
         done = {
             number: known[sample.id, name] for number, (sample, name) in enumerate(pairs) if (sample.id, name) in known
@@ -102,13 +102,14 @@ def _results(
 # ------------------------------------------------------------------------------------------------------ file
 
 
-def _header(model: str, settings: Attack, samples: Sequence[Sample]) -> dict[str, Any]:
+def _header(model: str, settings: Attack, samples: Sequence[Sample], names: Names) -> dict[str, Any]:
     """What a file of results belongs to: work with another header gives other results."""
     return {
         "schema": SCHEMA,
         "model": model,
         "settings": settings.model_dump(mode="json", exclude={"attacks", "systems", "samples"}),
         "samples": sha256_text("\n".join(sorted(f"{sample.id} {sha256_text(sample.func)}" for sample in samples)))[:16],
+        "vocabulary": sha256_text(" ".join(names.vocabulary))[:16],
     }
 
 
@@ -128,6 +129,7 @@ class _Ledger:
         whole = self.path.read_bytes() if self.path.is_file() else b""
         whole = whole[: whole.rfind(b"\n") + 1]
         if not whole:
+            self._require_own(self.path.read_bytes() if self.path.is_file() else b"")
             return {}
         lines = whole.splitlines()
         self._require_same(lines[0])
@@ -136,11 +138,18 @@ class _Ledger:
         results = [result_of(json.loads(line)) for line in lines[1:]]
         return {(result.id, result.attack): result for result in results}
 
+    def _require_own(self, begun: bytes) -> None:
+        """Refuse one line without an end, unless it is the beginning of our own."""
+        if not _line(self.header).startswith(begun):
+            raise SettingsError(f"{self.path} holds no results of attacks; choose another file, or remove it")
+
     def _require_same(self, line: bytes) -> None:
         try:
             found = json.loads(line)
         except ValueError:
             found = None
+        if isinstance(found, dict):  # files of earlier versions do not tell their vocabulary
+            found = {"vocabulary": self.header["vocabulary"], **found}
         if found != self.header:
             old = found if isinstance(found, dict) else {}
             changed = [name for name in self.header if old.get(name) != self.header[name]]

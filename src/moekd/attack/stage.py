@@ -12,7 +12,7 @@ from moekd.attack.runner import read_results
 from moekd.attack.schedule import Names, no_substitutes
 from moekd.attack.search import UnusableAnswerError
 from moekd.attack.substitutes import Substitutes, shared_file
-from moekd.attack.victims import SavedVictim, ScorerVictim, is_callable, load_victim
+from moekd.attack.victims import SavedVictim, ScorerVictim, is_callable, load_victim, place_of_victim
 from moekd.attack.vocabulary import frequent_names
 from moekd.errors import DataError
 from moekd.files import read_json, sha256_file, sha256_text, write_json
@@ -174,8 +174,9 @@ def attack_file(
     if not samples:
         raise DataError(f"{data} holds no function that can be used")
     numerics.configure(1)  # here as in each worker process
-    # A callable is asked in this process: what it holds may not exist in another one.
-    victim = load_victim(model) if is_callable(model) else SavedVictim(model, settings.bf16)
+    victim: Victim | SavedVictim = load_victim(model, bf16=settings.bf16)  # what cannot be loaded, before any work
+    if not is_callable(model):  # which is asked in this process: what it holds may not exist in another one
+        victim = SavedVictim(model, settings.bf16)
     others = read_samples(names_from).samples if names_from else generate(_EMBEDDED, 0)
     workers = Run().threads
     names = Names(
@@ -199,8 +200,8 @@ def _substitutes(samples: Sequence[Sample], settings: Attack, folder: Path, proc
 
 def _identity(model: str) -> str:
     """Name of a model and, for files, a digest of them: another model in its place is another model."""
-    place = Path(model)
-    if not place.exists():
+    place = place_of_victim(model)
+    if is_callable(model) or not place.exists():
         return model
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
     return f"{place.name} {sha256_text(' '.join(sha256_file(path) for path in files))[:16]}"

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 Victim = Callable[[Sequence[str]], np.ndarray]
 
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:name
+_ASSETS = Path(__file__).parent.parent / "assets"
 DECIMALS = 6  # of probabilities: beyond is noise
 
 
@@ -275,15 +276,16 @@ def load_victim(place: str | Path, *, bf16: bool = False) -> Victim:
 
     Args:
         place: the folder of a classifier, of a mixture, of the bag of tokens or of an export; an ONNX file with its
-            `tokenizer.json` beside it; `package.module:name` of a callable, texts -> probabilities; or a hub name.
+            `tokenizer.json` beside it; `package.module:name` of a callable, texts -> probabilities; the name of a model
+            that the package ships, such as moekd-scan; or a hub name.
         bf16: of classifiers.
     Raises:
         SettingsError: it is none of these, or cannot be loaded.
         DataError: a saved mixture is damaged.
     """
-    path = Path(place)
     if is_callable(place):
         return _load_callable(str(place))
+    path = place_of_victim(place)
     for recognised, load in _LOADERS:
         if recognised(path):
             return load(path, bf16)
@@ -295,16 +297,42 @@ def load_victim(place: str | Path, *, bf16: bool = False) -> Victim:
     return _load_classifier(place, bf16)
 
 
+def place_of_victim(place: str | Path) -> Path:
+    """Return the folder of a model that the package ships, else the place as it is."""
+    packaged = _ASSETS / place
+    return packaged if len(Path(place).parts) == 1 and not Path(place).exists() and packaged.is_dir() else Path(place)
+
+
 def _load_classifier(place: str | Path, bf16: bool) -> Victim:
     from moekd.classifier import Classifier
 
+    _require_trained(Path(place))
     try:
-        return ClassifierVictim(Classifier.from_pretrained(place), bf16=bf16)
+        classifier = Classifier.from_pretrained(place)
+        if classifier.model.config.num_labels != 2:
+            raise SettingsError(
+                f"the model {str(place)!r} has {classifier.model.config.num_labels} classes: an attack needs a "
+                "detector of two, not vulnerable and vulnerable"
+            )
+        return ClassifierVictim(classifier, bf16=bf16)
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"the model {str(place)!r} could not be loaded: {str(error).splitlines()[0]} "
             "Give the folder of a saved model, or a hub name reachable from here."
         ) from error
+
+
+def _require_trained(folder: Path) -> None:
+    """Refuse an encoder: the library would put a classifier of random weights on it, and say so in a warning only."""
+    try:
+        kinds = read_json(folder / "config.json").get("architectures") or []
+    except (OSError, ValueError):
+        return  # a hub name, or an error that loading it will tell better
+    if kinds and not any(kind.endswith("Classification") for kind in kinds):
+        raise SettingsError(
+            f"{folder} is no detector but {kinds[0]}, an encoder without a trained classifier: give the folder of a "
+            "student, a teacher or another saved classifier"
+        )
 
 
 def _load_mixture(path: Path, bf16: bool) -> Victim:
@@ -353,9 +381,13 @@ def answers_of(victim: Victim, texts: Sequence[str]) -> list[float]:
     """Ask a victim and check what it says: one finite probability a text, rounded to DECIMALS.
 
     Raises:
-        UnusableAnswerError: NaN, a number outside 0 ... 1, or not one answer for each text.
+        UnusableAnswerError: no numbers, NaN, a number outside 0 ... 1, or not one answer for each text.
     """
-    found = np.asarray(victim(texts), dtype=np.float64)
+    answered = victim(texts)
+    try:
+        found = np.asarray(answered, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UnusableAnswerError("the model gave something that is no array of numbers") from None
     if found.ndim not in (1, 2) or len(found) != len(texts) or (found.ndim == 2 and found.shape[1] != 2):
         raise UnusableAnswerError(f"the model gave an array {found.shape} for {len(texts)} texts")
     p = found if found.ndim == 1 else found[:, 1]

@@ -46,12 +46,34 @@ _BY_CHILD = frozenset(
 )
 _DECLARING = frozenset({"declaration", "parameter_declaration", "optional_parameter_declaration", "for_range_loop"})
 _FUNCTION_LIKE = frozenset({"function_declarator", "abstract_function_declarator"})
-_OPAQUE = frozenset({"ERROR", "field_declaration_list", "preproc_arg", "preproc_params", "attribute_specifier"})
+_OPAQUE = frozenset(
+    {
+        "ERROR",
+        "field_declaration_list",
+        "preproc_arg",
+        "preproc_params",
+        "attribute_specifier",
+        "attribute_declaration",
+        "ms_declspec_modifier",
+    }
+)
 _OTHER_NAMES = frozenset({"type_identifier", "namespace_identifier"})
+_OTHER_ROLES = frozenset(
+    {
+        "qualified_identifier",
+        "template_function",
+        "concatenated_string",
+        "macro_type_specifier",
+        "destructor_name",
+        "gnu_asm_goto_list",
+    }
+)
 # Macros whose last argument names a field: container_of(ptr, type, field), TAILQ_FOREACH(x, head, field).
 _FIELD_MACRO = re.compile(
     r"offset_?of|container_of|entry|for_?each|(?:S?LIST|S?TAILQ|RB|SIMPLEQ|CIRCLEQ)_", re.IGNORECASE
 )
+_SAFE_LOOP = re.compile(r"FOREACH\w*_SAFE")  # TAILQ_FOREACH_SAFE(x, head, field, next): a variable comes behind
+_ASM_BLOCK = re.compile(rb"\b(?:__|_|)asm\s*\{[^}]*\}")  # as Microsoft's compilers read it; the grammars do not
 
 #: The ancestors of a node: each with its field in its parent, and whether it opened a scope.
 _Path = list[tuple["Node", str | None, bool]]
@@ -78,17 +100,26 @@ class _Reader:
     scopes: list[set[str]] = field(default_factory=lambda: [set()])
     spans: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     excluded: set[str] = field(default_factory=set)
+    labels: set[str] = field(default_factory=set)
 
 
 def identifiers(code: Code) -> tuple[Identifier, ...]:
     """Return the names that may be renamed, in the order of their first occurrence."""
     reader = _Reader(code)
     _walk(reader)
+    for block in _ASM_BLOCK.findall(code.source):
+        reader.excluded |= words_of(block)
+    reader.excluded |= _labels_as_values(reader)
     return tuple(
         Identifier(name, tuple(spans))
         for name, spans in reader.spans.items()
         if name not in reader.excluded and name not in KEYWORDS and name not in LIBRARY
     )
+
+
+def _labels_as_values(reader: _Reader) -> set[str]:
+    """Labels whose address may be taken: to the grammars, GNU's `&&name` is an `and` or the address of an address."""
+    return {name for name in reader.labels if re.search(rb"&&\s*%s\b" % re.escape(name.encode()), reader.code.source)}
 
 
 def _walk(reader: _Reader) -> None:
@@ -100,7 +131,7 @@ def _walk(reader: _Reader) -> None:
     while True:
         node = cursor.node
         assert node is not None
-        if node.type in _OPAQUE or _is_condition(node, cursor.field_name, path):
+        if _is_opaque(node) or _is_condition(node, cursor.field_name, path):
             reader.excluded |= words_of(reader.code.slice(node))
             descended = False
         else:
@@ -118,6 +149,11 @@ def _walk(reader: _Reader) -> None:
             cursor.goto_parent()
             if path.pop()[2]:
                 reader.scopes.pop()
+
+
+def _is_opaque(node: Node) -> bool:
+    """Whether what the node's names mean is not for us to tell; GNU's `goto *place` reads like a label and an error."""
+    return node.type in _OPAQUE or (node.type == "goto_statement" and node.has_error)
 
 
 def _is_condition(node: Node, field_name: str | None, path: _Path) -> bool:
@@ -138,7 +174,9 @@ def _is_prototype(node: Node, path: _Path) -> bool:
 def _name(reader: _Reader, node: Node, field_name: str | None, path: _Path) -> None:
     if node.type in _OTHER_NAMES:
         reader.excluded.add(decoded(reader.code.slice(node)))
-    elif node.type == "identifier":
+    elif node.type == "statement_identifier":
+        reader.labels.add(decoded(reader.code.slice(node)))
+    elif node.type == "identifier" and not node.is_missing:  # one that the parser added has no text
         name = decoded(reader.code.slice(node))
         declared = _declared(node, field_name, path)
         if declared == "variable" and len(reader.scopes) > 1:  # not at the top of the file
@@ -155,8 +193,9 @@ def _declared(node: Node, field_name: str | None, path: _Path) -> str | None:
         if parent.type in _DECLARING:
             if field_name != "declarator":
                 return None
-            plain = _is_clean(parent, wrappers) and not _is_extern(parent)
-            return "variable" if plain and _is_variable(wrappers) else "other"
+            if not _is_clean(parent, wrappers) or _is_extern(parent) or not _is_variable(wrappers):
+                return "other"
+            return None if _is_statement(parent) else "variable"
         if parent.type == "parameter_list" and not wrappers:
             return "variable"  # names only, as before C89
         if parent.type not in _BY_CHILD and not (parent.type in _BY_FIELD and field_name == "declarator"):
@@ -166,13 +205,35 @@ def _declared(node: Node, field_name: str | None, path: _Path) -> str | None:
     return None
 
 
+def _is_statement(declaration: Node) -> bool:
+    """Whether a macro or an `else` before a statement was taken for its type: they end their line, as no type does."""
+    kind = declaration.child_by_field_name("type")
+    target = declaration.child_by_field_name("declarator")
+    return (
+        declaration.type == "declaration"
+        and kind is not None
+        and kind.type == "type_identifier"
+        and target is not None
+        and kind.end_point[0] != target.start_point[0]
+    )
+
+
 def _is_variable(wrappers: list[Node]) -> bool:
     """Not a function, and not `NAME(x)` of a macro that reads like a declaration of x in parentheses."""
     return not wrappers or wrappers[0].type not in ("function_declarator", "parenthesized_declarator")
 
 
 def _is_clean(declaration: Node, wrappers: list[Node]) -> bool:
-    """Whether type and declarator were understood; the initial value may hold what was not."""
+    """Whether type and declarator were understood; the initial value may hold what was not.
+
+    An error right behind a parameter may hold its name, where the grammar took a macro for it: `__user` of
+    `void __user *, buf`. Words in capitals alone are a macro behind the name: `int n TSRMLS_DC`.
+    """
+    behind = declaration.next_sibling if declaration.type != "declaration" else None
+    if behind is not None and behind.type == "ERROR":
+        words = words_of(behind.text or b"")
+        if not words or any(word != word.upper() for word in words):
+            return False
     kind = declaration.child_by_field_name("type")
     inner = [wrapper for wrapper in wrappers if wrapper.type != "init_declarator"]
     outer = [declaration, *(wrapper for wrapper in wrappers if wrapper.type == "init_declarator")]
@@ -198,13 +259,14 @@ def _has_other_role(code: Code, node: Node, field_name: str | None, path: _Path)
     parent = path[-1][0]
     if parent.type == "call_expression" and field_name == "function":
         return True
-    if parent.type in ("qualified_identifier", "template_function", "concatenated_string", "macro_type_specifier"):
+    if parent.type in _OTHER_ROLES or (parent.type.startswith("gnu_asm_") and field_name == "symbol"):
         return True
     if parent.type == "lambda_capture_initializer" and field_name == "left":
         return True
     if parent.type == "argument_list" and len(path) > 1 and path[-2][0].type == "call_expression":
         callee = path[-2][0].child_by_field_name("function")
-        arguments = parent.named_children
-        is_last = len(arguments) > 1 and arguments[-1].end_byte == node.end_byte
-        return is_last and callee is not None and bool(_FIELD_MACRO.search(decoded(code.slice(callee))))
+        called = decoded(code.slice(callee)) if callee is not None else ""
+        fields = parent.named_children[-2 if _SAFE_LOOP.search(called) else -1 :]
+        is_there = len(parent.named_children) > 1 and any(one.end_byte == node.end_byte for one in fields)
+        return is_there and bool(_FIELD_MACRO.search(called))
     return False

@@ -62,8 +62,11 @@ def _drawn_gap(rng: np.random.Generator) -> bytes:
 def reorder_declarations(code: Code, rng: np.random.Generator) -> str | None:
     """Swap two declarations that stand one after the other and do not mention each other.
 
-    Neither calls, assigns or counts anything, so no side effect changes its place.
+    Neither calls, assigns or counts anything, so no side effect changes its place. In C only: the constructors and
+    destructors of C++ run in the order of the declarations.
     """
+    if code.language != "c":
+        return None
     pairs = [
         (first, second)
         for block in _of_type(code, "compound_statement")
@@ -106,8 +109,15 @@ def _declared_names(code: Code, declaration: Node) -> set[str]:
 
 
 def for_to_while(code: Code, rng: np.random.Generator) -> str | None:
-    """Write a `for` as a `while` in a block of its own; not one whose body continues it, which would skip the step."""
-    loops = [node for node in _of_type(code, "for_statement") if _is_plain(node) and not _continues(node)]
+    """Write a `for` as a `while` in a block of its own.
+
+    Not one whose body continues it, which would skip the step, nor one behind a directive, such as a pragma for loops.
+    """
+    loops = [
+        node
+        for node in _of_type(code, "for_statement")
+        if _is_plain(node) and not _continues(node) and not _is_behind_directive(node)
+    ]
     if not loops:
         return None
     loop = _drawn(loops, rng)
@@ -123,6 +133,11 @@ def for_to_while(code: Code, rng: np.random.Generator) -> str | None:
     step = b" " + update + b";" if update else b""
     text = b"{ %s while (%s) {\n%s%s } }" % (first, condition or b"1", code.slice(body), step)
     return _edited(code, [(*_extent(loop), text)])
+
+
+def _is_behind_directive(node: Node) -> bool:
+    before = node.prev_named_sibling
+    return before is not None and before.type.startswith("preproc_")
 
 
 def _continues(loop: Node) -> bool:
