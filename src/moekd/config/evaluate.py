@@ -30,7 +30,7 @@ class Attack(Settings):
     budget: int = Field(2000, ge=0)  # most distinct texts that a model is asked for in one attack, original included
     candidates: int = Field(30, ge=1)  # names tried for an identifier at a time
     vocabulary: int = Field(5000, ge=1)  # mhm, wir-random: most frequent names of the training functions to draw from
-    iterations: int = Field(100, ge=1)  # mhm
+    iterations: int = Field(100, ge=1)  # mhm; at 30 candidates each, the default budget ends it after 66
     mhm_rule: Literal["metropolis", "hill-climbing"] = "metropolis"  # the latter as in the references' runs
     masked_lm: str = "moekd-mini"  # alert: masked language model that proposes names; ours, a folder or a hub name
     masked_lm_revision: str | None = None  # alert: pinned revision of a hub model
