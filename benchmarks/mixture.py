@@ -6,7 +6,8 @@ Two questions, neither of which trains anything. Would another fusion have done 
 weights, rule of fusion, calibration and temperature of the router is tried on the complete score table; validation
 chooses, the test part judges the choice once. Are the experts experts? On functions that no teacher has learned from
 (half B and test) each expert and the single teacher tell the vulnerable functions of its own group from all that are
-not vulnerable. Where the experts are no better at home, no router can make a mixture of them better.
+not vulnerable, and from those of the same projects. Where the experts are no better within their projects, choosing
+among them is no way to find more vulnerabilities.
 """
 
 from __future__ import annotations

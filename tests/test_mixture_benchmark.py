@@ -109,6 +109,7 @@ def test_the_tables_show_what_was_found(tmp_path):
         "seeds": [
             {
                 "seed": 3,
+                "made": {"data": {"key": "00112233", "commit": "0123456789abcdef"}},
                 "fusions": benchmark.fusions(answers, answers, CONFIGURED),
                 "specialists": benchmark.specialists({"train_b": answers, "test": answers}, parts, groups),
             }
@@ -117,6 +118,7 @@ def test_the_tables_show_what_was_found(tmp_path):
     write_json(tmp_path / "why.json", result)
     text = render_results_doc([tmp_path / "why.json"])
     assert "## Why the mixture does not win: why" in text
+    assert "*steps: data 00112233*" in text, "what was judged can be found again"
     assert "| mixture, configured         | 2" in text
     assert "| CWE-664 | 2       | same projects | 4 " in text
     assert "| other   | 0       | all           | 0          | – " in text

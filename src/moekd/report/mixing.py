@@ -14,10 +14,10 @@ _JUDGED = ("configured", "best on validation")
 
 def render_mixing(result: Mapping[str, Any]) -> str:
     """Return the tables as Markdown; every number in them is in `result`."""
-    source = f"*commit {short_commit(result['commit'])}; config {result['config']}*"
-    sections = [source]
+    sections = [f"*commit {short_commit(result['commit'])}; config {result['config']}*"]
     for one in result["seeds"]:
-        sections.append(f"### Ways to fuse, seed {one['seed']}\n\n{_fusions(one['fusions'])}")
+        made = "; ".join(f"{name} {step['key']}" for name, step in one["made"].items())
+        sections.append(f"### Ways to fuse, seed {one['seed']}\n\n*steps: {made}*\n\n{_fusions(one['fusions'])}")
         sections.append(f"### Experts at home, seed {one['seed']}\n\n{_specialists(one['specialists'])}")
     return "\n\n".join(section.rstrip("\n") for section in sections) + "\n"
 
