@@ -284,6 +284,16 @@ def test_provenance_names_everything_and_no_place(found, tmp_path):
     assert "/home" not in text
 
 
+def test_an_accelerator_that_any_step_used_is_named(found, inputs, tmp_path):
+    """Costs of a step on a GPU are no costs of the processor: the table says what was there."""
+    assert found["provenance"]["machine"]["accelerators"] == []
+    path = inputs["teacher 0"] / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"accelerator": "GPU X"}))
+    results(settings(), inputs, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["provenance"]["machine"]["accelerators"] == ["GPU X"]
+    assert "threads, GPU X." in (tmp_path / "results.md").read_text()
+
+
 # -------------------------------------------------------------------------------------------------- failures
 
 

@@ -122,7 +122,8 @@ def test_reuse_imports_no_stage(settings):
     assert "few_stages" not in sys.modules
 
 
-def test_manifest_tells_how_the_folder_was_made(settings):
+def test_manifest_tells_how_the_folder_was_made(settings, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
     folders = run_steps([SQUARE], settings)
     manifest = read_manifest(folders[LABEL])
     assert manifest["schema"] == 1
@@ -139,6 +140,7 @@ def test_manifest_tells_how_the_folder_was_made(settings):
         }
     }
     assert manifest["packages"]["numpy"]
+    assert manifest["accelerator"] is None  # work that loads no torch runs on the processor wherever it runs
     assert read_manifest(folders["count"])["facts"] == {"value": 10}
 
 

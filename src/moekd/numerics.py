@@ -79,6 +79,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def accelerator() -> str | None:
+    """Name of the accelerator that models run on, as a result's provenance; None where they run on the processor."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def bf16_is_fast() -> bool:
     """Whether the device multiplies bfloat16 in hardware; elsewhere autocast would be slower than fp32."""
     import torch

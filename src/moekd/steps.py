@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from moekd import console
+from moekd import console, numerics
 from moekd.errors import DataError, OutputError
 from moekd.files import read_json, sha256_file, sha256_text, write_json, writing
 from moekd.settings_loading import key_settings
@@ -264,6 +265,7 @@ def _write_manifest(part: Path, identity: dict[str, Any], seconds: float, facts:
         "packages": package_versions(),
         "python": platform.python_version(),
         "commit": commit(),
+        "accelerator": numerics.accelerator() if "torch" in sys.modules else None,  # work without torch uses none
         "files": files,
     }
     write_json(part / MANIFEST, manifest)

@@ -113,6 +113,7 @@ def _provenance(
             "processor": platform.machine(),
             "cores": os.cpu_count(),
             "threads": settings.run.threads,
+            "accelerators": sorted({m["accelerator"] for m in manifests.values() if m.get("accelerator")}),
         },
         "seeds": list(settings.run.seeds),
         "settings": _without_places(settings.model_dump(mode="json", exclude={"run": {"folder"}})),

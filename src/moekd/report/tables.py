@@ -341,7 +341,8 @@ def _cost_section(table: _Numbers) -> str:
     rows = [[*_named(system), *(table.show(system, "cost", m) for m in metrics)] for system in systems]
     head = ["system", "student", *(metric.replace("_", " ") for metric in metrics)]
     machine = table.results["provenance"]["machine"]
-    note = f"Measured on {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads."
+    parts = [machine["processor"], f"{machine['cores']} cores", f"{machine['threads']} threads"]
+    note = f"Measured on {', '.join(parts + machine.get('accelerators', []))}."
     return _section("Cost", table, head, rows, note) if rows else ""
 
 
