@@ -203,6 +203,16 @@ def test_published_systems_change_no_other_step():
     assert "flawed-teacher[teacher-one-output, seed 0]" not in steps
 
 
+def test_several_seeds_have_their_own_renamed_functions():
+    """Labels name the folders that the results are read from, so two steps must not share one."""
+    several = settings(published={"systems": ["morph", "avatar"]}, run={"seeds": [0, 1]})
+    steps = {step.label: step for step in stages.plan(several)[-1].needs.values()}
+    keys = {key_of(step.needs["tokens"], several) for label, step in steps.items() if "morph-fixed" in label}
+    assert len(keys) == 2
+    shared = {key_of(step.needs["tokens"], several) for label, step in steps.items() if "avatar-fixed" in label}
+    assert len(shared) == 1
+
+
 def test_students_are_compared_at_their_size():
     def judged(system, student, seed=0):
         return types.SimpleNamespace(system=system, student=student, seed=seed)
@@ -272,7 +282,7 @@ def test_a_one_output_teacher_decides_by_the_output_it_trained(run):
 def test_morph_learns_from_renamed_functions_too(run):
     """Twice half B is read, and the two sets of targets differ, because the texts do."""
     labels = run[1]
-    tokens = labels["published-tokens[morph-1.6mb]"]
+    tokens = labels["published-tokens[morph-1.6mb, seed 0]"]
     assert {path.stem for path in tokens.glob("*.npz")} == {
         "train_b",
         "valid",

@@ -122,7 +122,7 @@ def published_steps(settings: MoekdSettings, data: Step, encoder: Step, teacher:
     for method in wanted.systems:
         for size in wanted.sizes:
             student = published.student_named(method, size, settings)
-            tokens = _published_tokens(data, student, renamed)
+            tokens = _published_tokens(data, student, renamed, seed)
             for way in published.ways_of(method, wanted.ways):
                 system = published.system_named(method, way)
                 one = teachers[frozenset(published.parts_of(system)[1] & published.TEACHER_DEFECTS)]
@@ -178,11 +178,13 @@ def _renamed_targets(data: Step, renamed: Step, teacher: Step) -> Step:
     )
 
 
-def _published_tokens(data: Step, student: str, renamed: Step) -> Step:
+def _published_tokens(data: Step, student: str, renamed: Step, seed: int) -> Step:
+    """A student's tokens: the same for every seed, but for a method that learns from renamed functions, too."""
+    is_renamed = published.method_of(student).renamed
     return Step(
         "published-tokens",
         "moekd.students.published:tokenize_published",
-        needs={"data": data} | ({"renamed": renamed} if published.method_of(student).renamed else {}),
-        variant={"student": student},
+        needs={"data": data} | ({"renamed": renamed} if is_renamed else {}),
+        variant={"student": student} | ({"seed": seed} if is_renamed else {}),
         external="moekd.students.published:searched_digests" if student.endswith(published.SEARCHED) else None,
     )

@@ -191,12 +191,13 @@ def searched_digests(settings: MoekdSettings) -> list[str]:
 
 
 def tokenize_published(
-    settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, *, student: str
+    settings: MoekdSettings, inputs: Mapping[str, Path], folder: Path, *, student: str, seed: int = 0
 ) -> dict[str, Any]:
     """Stage: the student's tokenizer, trained on half B, and train_b, valid and test encoded with it.
 
     Args:
         inputs: `data`; with `renamed`, its variants of train_b and valid are encoded as well, `train_b-renamed.npz` ...
+        seed: of the renamed functions; names the step, and changes nothing else here.
     """
     from moekd.data import load_parts
     from moekd.tokens import encode
