@@ -90,7 +90,8 @@ def renamed_functions(samples: Sequence[Sample], named_after: Sequence[Sample], 
 
 def _renamed(sample: Sample, pool: Sequence[str], rng: np.random.Generator) -> str:
     template = Template.of(sample.func)
-    free = [name for name in rng.permutation(pool).tolist() if template.is_free(name)]
+    # Looked at one by one: most of the thousands of names are never needed.
+    free = (name for name in (pool[at] for at in rng.permutation(len(pool))) if template.is_free(name))
     # With fewer names than variables the first ones alone are renamed.
     renaming = dict(zip([one.name for one in template.identifiers], free, strict=False))
     return sample.func if fault_of_renaming(template, renaming) else template.render(renaming)
