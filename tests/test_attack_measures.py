@@ -67,8 +67,15 @@ def test_robustness_by_hand():
         "queries": (20.0, 3),
         "queries_fooled": (10.0, 2),
         "renamed_share": (3 / 8, 2),
+        "margin": (pytest.approx(math.log(9)), 3),
     }
     assert found["queries"].low < 20 < found["queries"].high
+
+
+def test_margins_are_finite_for_a_model_that_is_certain():
+    """Six digits are kept of a probability: 1.0 may be a little less, so it counts as 1 - 1e-6."""
+    found = robustness([result(0, "withstood", p_original=1.0, p_final=1.0)], bootstrap=100)
+    assert found["margin"].value == pytest.approx(math.log(1e6), abs=1e-5)
 
 
 def test_minimal_share_only_where_asked_for():

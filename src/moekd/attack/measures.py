@@ -52,7 +52,8 @@ def robustness(
         asr: ASR by B. asr_with_identifiers: ASR by A. accuracy: before the attack. accuracy_under_attack: correct and
         not fooled. queries: mean over attacked samples (fooled or withstood). queries_fooled: mean over the fooled.
         renamed_share: mean share of identifiers renamed in the fooled; minimal_share: the same of minimal
-        counter-examples, where they were asked for. What has no samples is NaN.
+        counter-examples, where they were asked for. margin: mean logit of the label's probability
+        before the attack, of attacked samples. What has no samples is NaN.
     Raises:
         DataError: there are no results.
     """
@@ -77,11 +78,18 @@ def robustness(
         "queries": mean([one.queries for one in attacked]),
         "queries_fooled": mean([one.queries for one in fooled]),
         "renamed_share": mean([len(one.renames) / one.identifiers for one in fooled]),
+        "margin": mean([_logit(one.p_original) for one in attacked if one.p_original is not None]),
     }
     smallest = [(one.minimal, one.identifiers) for one in fooled if one.minimal is not None]
     if smallest:
         found["minimal_share"] = mean([len(renames) / identifiers for renames, identifiers in smallest])
     return found
+
+
+def _logit(p: float) -> float:
+    """Results keep six digits of a probability, so it is held within them."""
+    held = min(max(p, 1e-6), 1 - 1e-6)
+    return math.log(held / (1 - held))
 
 
 def counts(results: Sequence[AttackResult]) -> dict[str, int]:

@@ -272,6 +272,7 @@ def _attack_section(table: _Numbers) -> str:
         "queries",
         "queries_fooled",
         "renamed_share",
+        "margin",
     )
     rows = [
         [part.removeprefix("attack/"), *_named(system), table.show(system, part, "asr", interval=True)]
@@ -282,9 +283,10 @@ def _attack_section(table: _Numbers) -> str:
     head = ["attack", "system", "student", "ASR (B)", "ASR (A)", "accuracy", "under attack", "queries", "to success"]
     note = (
         "ASR (B) = fooled / classified correctly; ASR (A) leaves out functions without an identifier to rename. "
-        "Queries are distinct texts: mean over attacked functions, and over those that were fooled."
+        "Queries are distinct texts: mean over attacked functions, and over those that were fooled. The margin is the "
+        "mean logit of the label before the attack, by how much a function must be moved."
     )
-    return _section("Under attack", table, [*head, "renamed"], rows, note) if rows else ""
+    return _section("Under attack", table, [*head, "renamed", "margin"], rows, note) if rows else ""
 
 
 def _attack_comparison_section(table: _Numbers) -> str:
