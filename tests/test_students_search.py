@@ -11,8 +11,9 @@ import pytest
 
 from moekd import cli
 from moekd.errors import DataError, SettingsError
+from moekd.export import latency as timing
 from moekd.students.age_moea import exponent, extremes, intercepts, survival_scores
-from moekd.students.cost import cost_of
+from moekd.students.latency import PUBLISHED, Latency, work
 from moekd.students.ledger import Evaluated, evaluate_all, read_ledger
 from moekd.students.pareto import Limit, Point, hypervolume, not_dominated, pareto_front
 from moekd.students.search import RECIPES, parse_bytes, pick, search
@@ -350,12 +351,39 @@ def test_morph_has_four_objectives_and_picks_by_size(ledger):
     assert abs(found.picked.values["megabytes"] - 3) == min(off)
 
 
-def test_ours_counts_what_ships_in_int8(ledger):
-    found = search("moekd", 1_000_000, read_ledger(ledger), seed=0)
+def by_softmax(budget_bytes: int) -> Latency:
+    """A guess of a millisecond for a million pairs of tokens, for each layer and head."""
+    return Latency(
+        about={"measured": "invented milliseconds", "threads": 1},
+        prices={kind: float(kind == "softmax") for kind in work(PUBLISHED, 400)},
+        architectures=30,
+        lengths=(256, 512),
+        error=0.25,
+        constant_error=5.0,
+        relative_error=0.05,
+        published_ms=20.0,
+        seconds=0.0,
+    )
+
+
+def test_ours_counts_what_ships_in_int8_and_milliseconds(ledger):
+    """Bytes within the budget; the guess of each point's own length; the published student bounds the hypervolume."""
+    found = search("moekd", 1_000_000, read_ledger(ledger), seed=0, latency=by_softmax)
+    assert list(found.reference) == ["megabytes", "milliseconds", "error"]
+    assert found.reference["milliseconds"] == 20
     assert max(point.values["megabytes"] for point in found.front) <= 1
-    one = found.picked.configuration
-    assert found.picked.values["megabytes"] == shipped_bytes(one) / 1e6
-    assert found.picked.values["gflops"] == cost_of(one.shape(), length=one.max_length).matrix_flops / 1e9
+    for one, values in ((point.configuration, point.values) for point in found.front):
+        assert values["megabytes"] == shipped_bytes(one) / 1e6
+        assert values["milliseconds"] == pytest.approx(one.layers * one.heads * one.max_length**2 / 1e6)
+    assert 0 < found.hypervolume < 1
+
+
+def test_only_ours_is_timed(ledger):
+    """AVATAR and MORPH count FLOPs and never ask; ours has no objective without the guess."""
+    found = search("avatar", 3_000_000, read_ledger(ledger), seed=0, latency=None)
+    assert found.latency is None
+    with pytest.raises(ValueError, match="'moekd' has milliseconds for an objective and needs `latency`"):
+        search("moekd", 1_000_000, read_ledger(ledger), seed=0)
 
 
 def test_ties_in_accuracy_are_picked_by_work():
@@ -371,6 +399,12 @@ def test_ties_in_accuracy_are_picked_by_work():
     assert pick(RECIPES["avatar"], front, small.reference_bytes()) is front[1]
     assert pick(RECIPES["avatar"], front, large.reference_bytes()) is front[2]
     assert pick(RECIPES["morph"], front, large.reference_bytes() - 1) is front[2]
+
+
+def test_ours_breaks_ties_by_milliseconds():
+    one = Configuration(vocabulary=1000, layers=1, hidden=16, heads=1, intermediate=32, max_length=256)
+    front = [Point(one, {"error": 0.3, "milliseconds": ms}) for ms in (2.0, 1.0, 3.0)]
+    assert pick(RECIPES["moekd"], front, 3_000_000) is front[1]
 
 
 @pytest.mark.parametrize(
@@ -419,9 +453,30 @@ def test_a_file_is_no_folder_for_the_result(capsys, ledger):
     assert "points.jsonl is a file; name a folder" in capsys.readouterr().err
 
 
+def test_the_command_times_ours(capsys, ledger, tmp_path, monkeypatch):
+    """Candidates of an older file hold no times and need none. The pick is timed beside its guess, the result says what
+    was measured, and the times lie in the folder."""
+    monkeypatch.setattr(timing, "processor_ms", lambda one, lengths: [0.01 * one.layers * n for n in lengths])
+    arguments = ["search", "moekd", "--budget", "1MB", "--points", str(ledger), "--out", str(tmp_path)]
+    assert cli.main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    latency, configuration = result["latency"], Configuration(**result["picked"]["configuration"])
+    assert result["measured_ms"] == 0.01 * configuration.layers * configuration.max_length
+    assert result["reference"]["milliseconds"] == latency["published_ms"] == pytest.approx(48)
+    assert latency["about"]["measured"] == "processor milliseconds of one text, int8 graph, without tokenising"
+    assert (latency["architectures"], latency["lengths"]) == (30, [256, 384, 512])
+    assert len(read_ledger(tmp_path / "latency.jsonl")) == 31
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"for the mean ({latency['about']['measured']}, 1 thread, 256, 384, 512 tokens; " in said
+    assert f"measured: {result['measured_ms']:.2f} milliseconds for {configuration.max_length} tokens" in said
+    assert "Compressor's published student 48.00 for its 400" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["moekd"], "accuracy has 0 evaluated candidates and needs 10"),
         (["avatar"], "accuracy has 0 evaluated candidates and needs 10"),
         (["moekd", "--budget", "20kB"], "size constraint (all shipped files in int8, estimated <= 20,000 bytes)"),
         (["avatar", "--budget", "20kB"], "size constraint (4 x parameters by its formula <= 20,000 bytes)"),
