@@ -157,11 +157,13 @@ def search(
     surrogates = {
         measure: fit_surrogate(space, evaluated, measure, model=recipe.model, seed=seed) for measure in recipe.measures
     }
-    timed = None
+    timed, waited = None, 0.0
     if recipe.work == "milliseconds":
         if latency is None:
             raise ValueError(f"the search {kind!r} has milliseconds for an objective and needs `latency`")
+        asked = time.perf_counter()
         timed = latency(budget_bytes)
+        waited = time.perf_counter() - asked
     objectives = _objectives(recipe, budget_bytes, surrogates, timed)
     limits = {"size in bytes": Limit(lambda found: np.array(list(map(recipe.size_bytes, found))), budget_bytes)}
     front = pareto_front(space, objectives, method=recipe.method, seed=seed, limits=limits if recipe.within else {})
@@ -178,7 +180,7 @@ def search(
         hypervolume=hypervolume(
             np.array([[point.values[name] for name in objectives] for point in front]), list(reference.values())
         ),
-        seconds=time.perf_counter() - started - (timed.seconds if timed else 0),
+        seconds=time.perf_counter() - started - waited,
     )
 
 
