@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from moekd.students.age_moea import exponent, extremes, intercepts, survival_sco
 from moekd.students.latency import PUBLISHED, Latency, work
 from moekd.students.ledger import Evaluated, evaluate_all, read_ledger
 from moekd.students.pareto import Limit, Point, hypervolume, not_dominated, pareto_front
-from moekd.students.search import RECIPES, parse_bytes, pick, search
-from moekd.students.space import Configuration, avatar_space, moekd_space, shipped_bytes
+from moekd.students.search import RECIPES, descended, parse_bytes, pick, search, with_point
+from moekd.students.space import Configuration, Space, avatar_space, moekd_space, shipped_bytes
 from moekd.students.surrogate import features, fit_surrogate, spread
 
 SMALLEST = {"vocabulary": 1000, "layers": 1, "hidden": 16, "heads": 4, "intermediate": 32, "max_length": 256}
@@ -406,6 +407,43 @@ def test_ours_breaks_ties_by_milliseconds():
     one = Configuration(vocabulary=1000, layers=1, hidden=16, heads=1, intermediate=32, max_length=256)
     front = [Point(one, {"error": 0.3, "milliseconds": ms}) for ms in (2.0, 1.0, 3.0)]
     assert pick(RECIPES["moekd"], front, 3_000_000) is front[1]
+
+
+def test_two_sizes_change_where_one_would_break_the_budget():
+    """hidden x intermediate <= 8, width first: from 2 x 4 only both at once lead to 4 x 2, and then fewest layers."""
+    space = Space(
+        name="moekd",
+        axes={"layers": (1, 2), "hidden": (2, 4), "heads": (2,), "intermediate": (2, 3, 4)},
+    )
+    objectives = {
+        "error": lambda found: np.array([1 / one.hidden for one in found]),
+        "milliseconds": lambda found: np.array([float(one.layers) for one in found]),
+    }
+    start = Configuration(vocabulary=9, layers=2, hidden=2, heads=2, intermediate=4, max_length=9)
+    point = Point(start, {"error": 0.5, "milliseconds": 2.0})
+    order = ("error", "milliseconds")
+    found = descended(point, space, objectives, order, lambda one: one.hidden * one.intermediate <= 8)
+    assert found.configuration == replace(start, layers=1, hidden=4, intermediate=2)
+    assert found.values == {"error": 0.25, "milliseconds": 1.0}
+    assert descended(found, space, objectives, order, lambda one: one.hidden * one.intermediate <= 8) == found
+    assert with_point([point], found) == [found]
+
+
+def test_the_pick_of_ours_is_the_best_around(ledger):
+    """Nothing within the budget that differs in one or two sizes is guessed to be better, or as good and faster."""
+    found = search("moekd", 1_000_000, read_ledger(ledger), seed=0, latency=by_softmax)
+    assert found.picked in found.front
+    assert not_dominated(np.array([list(point.values.values()) for point in found.front])).all()
+    space, one = moekd_space(1_000_000), found.picked.configuration
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        names = rng.choice(list(space.axes), 2, replace=False)
+        other = replace(one, **{name: space.axes[name][int(rng.integers(len(space.axes[name])))] for name in names})
+        if other.hidden % other.heads == 0 and shipped_bytes(other) <= 1_000_000:
+            error = 1 - found.surrogates["accuracy"].predict([other])[0]
+            guess = (error, by_softmax(1_000_000).predict([other])[0])
+            best = (found.picked.values["error"], found.picked.values["milliseconds"])
+            assert tuple(np.round(guess, 9)) >= tuple(np.round(best, 9))
 
 
 @pytest.mark.parametrize(

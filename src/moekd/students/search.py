@@ -16,7 +16,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -25,7 +26,7 @@ from moekd.errors import SettingsError
 from moekd.students import compressor
 from moekd.students.cost import cost_of, reference_flops
 from moekd.students.latency import PUBLISHED
-from moekd.students.pareto import Limit, Method, Objective, Point, hypervolume, pareto_front
+from moekd.students.pareto import Limit, Method, Objective, Point, hypervolume, not_dominated, pareto_front
 from moekd.students.space import Configuration, Space, avatar_space, moekd_space, shipped_bytes
 from moekd.students.surrogate import Model, Surrogate, fit_surrogate
 
@@ -115,7 +116,7 @@ class Searched:
     Attributes:
         front: points that no other beats; objectives `megabytes_off` (AVATAR) or `megabytes`, `gflops` or, for ours,
             `milliseconds` (guessed), `error` (1 - accuracy, guessed) and, for MORPH, `flips` (guessed share).
-        picked: the one to train, by the recipe's rule.
+        picked: the one to train, by the recipe's rule; ours is looked for around the front's, too.
         surrogates: by measure, with their errors.
         latency: the guess of milliseconds, with its error; None where they are no objective.
         reference: the worst value of each objective that the hypervolume counts.
@@ -167,13 +168,19 @@ def search(
     objectives = _objectives(recipe, budget_bytes, surrogates, timed)
     limits = {"size in bytes": Limit(lambda found: np.array(list(map(recipe.size_bytes, found))), budget_bytes)}
     front = pareto_front(space, objectives, method=recipe.method, seed=seed, limits=limits if recipe.within else {})
+    picked = pick(recipe, front, budget_bytes)
+    if timed:
+        picked = descended(
+            picked, space, objectives, ("error", "milliseconds"), lambda one: recipe.size_bytes(one) <= budget_bytes
+        )
+        front = with_point(front, picked)
     # Twice the budget, a GFLOP for each of these megabytes, and always wrong: the same for every seed of a budget. In
     # time the published student: nobody waits longer for ours.
     worst = {"error": 1.0, "flips": 1.0} | ({"milliseconds": timed.published_ms} if timed else {})
     reference = {name: worst.get(name, 2 * budget_bytes / 1e6) for name in objectives}
     return Searched(
         front=front,
-        picked=pick(recipe, front, budget_bytes),
+        picked=picked,
         surrogates=surrogates,
         latency=timed,
         reference=reference,
@@ -203,6 +210,53 @@ def pick(recipe: Recipe, front: Sequence[Point], budget_bytes: int) -> Point:
     if not recipe.within:
         return min(front, key=lambda p: (abs(recipe.size_bytes(p.configuration) - budget_bytes), *by_accuracy(p)))
     return min((p for p in front if recipe.size_bytes(p.configuration) <= budget_bytes), key=by_accuracy)
+
+
+def descended(
+    start: Point,
+    space: Space,
+    objectives: Mapping[str, Objective],
+    order: Sequence[str],
+    allowed: Callable[[Configuration], bool],
+) -> Point:
+    """The point that is left when one or two sizes at a time change as long as that is better by `order`.
+
+    Boosted trees guess the same accuracy for many architectures, and of these a front of 50 points holds any one:
+    without this the pick took up to twice the time of others that are as good. Steps of one size alone end at once,
+    because a student within a budget grows in one place only where it shrinks in another.
+
+    Args:
+        space: has no kinds.
+        order: names of objectives, the first decides, the next among equals.
+        allowed: holds for `start`.
+    """
+    best = start
+    while True:
+        near = [one for one in _near(best.configuration, space) if allowed(one)]
+        # Rounded, so that sums in another order are no progress: this ends.
+        table = np.column_stack([objectives[name](near) for name in order]).round(9)
+        row, here = np.lexsort(table.T[::-1])[0], near.index(best.configuration)
+        if tuple(table[row]) >= tuple(table[here]):
+            return best
+        values = {name: float(objective([near[row]])[0]) for name, objective in objectives.items()}
+        best = Point(near[row], values)
+
+
+def _near(one: Configuration, space: Space) -> list[Configuration]:
+    """The configuration, and all that differ from it in one or two sizes and are divided by their heads."""
+    found = {
+        replace(one, **dict(zip(names, values, strict=True)))
+        for names in combinations(space.axes, 2)
+        for values in product(*(space.axes[name] for name in names))
+    }
+    return sorted((each for each in found if each.hidden % each.heads == 0), key=astuple)
+
+
+def with_point(front: Sequence[Point], point: Point) -> list[Point]:
+    """The front with one more point, by the first objective, without those that it dominates."""
+    points = sorted([*(one for one in front if one != point), point], key=lambda one: tuple(one.values.values()))
+    kept = not_dominated(np.array([list(one.values.values()) for one in points]))
+    return [one for one, stays in zip(points, kept, strict=True) if stays]
 
 
 def search_compressor(budget_bytes: int, *, seed: int) -> dict[str, Any]:
