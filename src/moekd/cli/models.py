@@ -142,7 +142,8 @@ def search(
     """Search a student's architecture within a size.
 
     `compressor` needs no data: it prints the exact optimum of its published fitness, and what the published genetic
-    algorithm finds. The others guess accuracy from candidates that were trained.
+    algorithm finds. The others guess accuracy from candidates that were trained; `moekd` also times students with
+    random weights, half a minute.
     """
     from moekd.students import search as searches
 
