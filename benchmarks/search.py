@@ -9,11 +9,12 @@ genetic algorithm ends there. The other searches guess accuracy and flips from c
 nothing about students. With `--pymoo` MORPH's search is also run with pymoo's own AGE-MOEA, which needs numba.
 
 Students are the published ones at 3, 2 and 1.6 MB and, for each, the one of our front (first seed) with the least
-guessed error among those that cost no more by count, work at the longest text that each reads. All are built with
-random weights and a tokenizer trained on the functions of `--data`, exported in both precisions, and score each
-function in turn, one text at a time on one thread, tokenising included; processor time is counted, which a busy machine
-hardly changes, and ratios are taken function by function. With `--config`, the config that the points of `moekd` were
-trained with, those of 3 MB are also trained as these candidates were: an architecture's accuracy, not a method's.
+guessed error among those with no more parameters and bytes and, by the guess of our search, no more milliseconds for
+the longest text that each reads. All are built with random weights and a tokenizer trained on the functions of
+`--data`, exported in both precisions, and score each function in turn, one text at a time on one thread, tokenising
+included; processor time is counted, which a busy machine hardly changes, and ratios are taken function by function.
+With `--config`, the config that the points of `moekd` were trained with, those of 3 MB are also trained as these
+candidates were: an architecture's accuracy, not a method's.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 import numpy as np
 
 from moekd.config import MoekdSettings
+from moekd.export.latency import measure_latency
 from moekd.files import read_json, write_json
 from moekd.settings_loading import load_settings
 from moekd.steps import commit, read_manifest
@@ -37,13 +39,15 @@ from moekd.students import compressor, pareto
 from moekd.students.cost import Cost, cost_of
 from moekd.students.ledger import Evaluated, evaluate_all, read_ledger
 from moekd.students.published import METHODS, configuration_of, method_of, train_published_tokenizer
-from moekd.students.search import RECIPES, Kind, Searched, search
+from moekd.students.search import RECIPES, Kind, Searched, formula_gflops, search
 from moekd.students.space import Configuration, build_candidate
 from moekd.students.surrogate import spread
 from moekd.tokens import train_bpe
 
 if TYPE_CHECKING:
     from moekd.scan.model import Precision
+    from moekd.students.latency import Latency
+    from moekd.students.pareto import Point
 
 BUDGETS = (3_000_000, 2_000_000, 1_600_000)
 SIZES = ("3mb", "2mb", "1.6mb")
@@ -148,7 +152,13 @@ def genetic_against_exact(budget_bytes: int, seeds: int) -> dict[str, Any]:
 def searches(kind: Kind, points: Path | None, seeds: int) -> list[Searched]:
     """One search at 3 MB for each seed."""
     evaluated = read_ledger(points) if points else invented(kind)
-    return [search(kind, BUDGETS[0], evaluated, seed=seed) for seed in range(seeds)]
+    return [search(kind, BUDGETS[0], evaluated, seed=seed, latency=latency) for seed in range(seeds)]
+
+
+@cache
+def latency(budget_bytes: int) -> Latency:
+    """Timed once for all seeds, so that their hypervolumes have one bound."""
+    return measure_latency(budget_bytes, None)
 
 
 def figures(kind: Kind, points: Path | None, seeds: int) -> dict[str, Any]:
@@ -175,6 +185,8 @@ def figures(kind: Kind, points: Path | None, seeds: int) -> dict[str, Any]:
             "cost": asdict(cost_of(picks[0].shape(), length=TOKENS)),
         },
     }
+    if results[0].latency:
+        row["latency"] = asdict(results[0].latency)
     if points:
         accuracies = [one.values["accuracy"] for one in read_ledger(points)]
         row["candidates_accuracy"] = summary(accuracies)
@@ -240,7 +252,7 @@ def morph_hypervolume(seed: int, *, survival: Any = None, population: int = 50, 
     space = recipe.space(BUDGETS[0])
     one_by_one = {
         "megabytes": lambda one: recipe.size_bytes(one) / 1e6,
-        "gflops": recipe.gflops,
+        "gflops": formula_gflops,
         "error": lambda one: 1 - accuracy(one),
         "flips": flips,
     }
@@ -268,7 +280,7 @@ def to_compare(ours: Searched) -> tuple[dict[str, Configuration], dict[str, str]
     beside = {}
     names = {ours.picked.configuration: PICK}
     for published, configuration in list(students.items()):
-        one = no_dearer(ours, counted(published, configuration))
+        one = no_dearer(ours, counted(published, configuration), guessed_ms(ours, published, configuration))
         if one is not None:
             beside[published] = names.setdefault(one, f"ours, {len(names)}")
     return students | {name: one for one, name in names.items()}, beside
@@ -278,22 +290,34 @@ def published_of(size: str) -> list[str]:
     return [f"{method}-{size}" for method in METHODS]
 
 
-def no_dearer(ours: Searched, limit: Cost) -> Configuration | None:
-    """The configuration of least guessed error on our front that costs no more than `limit` by any count."""
-    names = ("parameters", "fp32_bytes", "int8_bytes", "matrix_flops")
+def no_dearer(ours: Searched, limit: Cost, milliseconds: float) -> Configuration | None:
+    """The configuration of least guessed error on our front that costs no more than `limit` and `milliseconds`."""
+    names = ("parameters", "fp32_bytes", "int8_bytes")
 
-    def allowed(one: Configuration) -> bool:
-        cost = counted(PICK, one)
-        return all(getattr(cost, name) <= getattr(limit, name) for name in names)
+    def allowed(point: Point) -> bool:
+        cost = counted(PICK, point.configuration)
+        counts = all(getattr(cost, name) <= getattr(limit, name) for name in names)
+        return counts and point.values["milliseconds"] <= milliseconds
 
-    within = [point for point in ours.front if allowed(point.configuration)]
+    within = [point for point in ours.front if allowed(point)]
     return min(within, key=lambda point: point.values["error"]).configuration if within else None
 
 
 def counted(name: str, one: Configuration) -> Cost:
-    """Cost at the longest text that the student reads: of Compressor's 514 positions it is 400."""
+    """Cost at the longest text that the student reads."""
+    return cost_of(one.shape(), length=longest(name, one))
+
+
+def guessed_ms(ours: Searched, name: str, one: Configuration) -> float:
+    """Milliseconds of a published student for the longest text that it reads, by the guess that ours are judged by."""
+    assert ours.latency is not None
+    return float(ours.latency.predict([replace(one, max_length=longest(name, one))])[0])
+
+
+def longest(name: str, one: Configuration) -> int:
+    """Tokens of the longest text that the student reads: of Compressor's 514 positions it is 400."""
     published = name.partition("-")[0] in METHODS
-    return cost_of(one.shape(), length=(method_of(name).tokens if published else None) or one.max_length)
+    return (method_of(name).tokens if published else None) or one.max_length
 
 
 class Built(NamedTuple):

@@ -21,6 +21,7 @@ from moekd.scorer import save_scores, scores_of
 from moekd.stages import data_step
 from moekd.steps import run_steps
 from moekd.students.cost import cost_of
+from moekd.students.latency import PUBLISHED, Latency, work
 from moekd.students.pareto import Point
 from moekd.students.search import Searched
 from moekd.students.space import Configuration
@@ -122,6 +123,14 @@ def test_the_report_shows_the_searches(result, tmp_path):
     assert "mean hypervolume 0.470; pymoo's own was not run (no numba)." in text
 
 
+def test_milliseconds_stand_beside_the_surrogates(result):
+    """Of the search that has them for an objective; the note on the students beside says how ours were chosen."""
+    result["moekd"]["latency"] = {"error": 0.33, "constant_error": 5.146}
+    text = lines(render_searching(result))
+    assert "| ours | 14, trained | accuracy 0.013 (0.020); milliseconds 0.330 (5.146) |" in text
+    assert "that cost no more by count and by guessed milliseconds the one" in text
+
+
 def test_accuracy_is_guessed_only_from_what_was_trained(result):
     """Of invented measures the guess says nothing about students; Compressor's search makes none."""
     text = lines(render_searching(result))
@@ -171,33 +180,48 @@ def test_verdicts():
     assert verdict([0.5, 0.5, 0.5, 0.5, 1.01], 0.3) == "dearer"
 
 
+def searched_ours(front: list[Point], picked: Point) -> Searched:
+    """A search of ours whose guess is a millisecond for a million tokens of a layer of width 1."""
+    prices = {kind: float(kind == "state") for kind in work(PUBLISHED, 400)}
+    latency = Latency({}, prices, 30, (256, 512), 0.25, 5.0, 0.05, published_ms=20.0, seconds=1.0)
+    return Searched(front, picked, {}, latency, {}, 0.5, 1.0)
+
+
 def test_no_student_dearer_by_any_count_is_set_beside():
-    """The better guess has more parameters than the limit; the cheaper of the others loses by its guess."""
+    """The better guess has more parameters than the limit, or takes longer; the cheaper of the others loses by its
+    guess."""
     small, middle, large = (
         Configuration(vocabulary=1000, layers=layers, hidden=32, heads=4, intermediate=64, max_length=256)
         for layers in (1, 2, 3)
     )
-    front = [Point(small, {"error": 0.4}), Point(middle, {"error": 0.3}), Point(large, {"error": 0.1})]
-    found = Searched(front, front[2], {}, {}, 0.5, 1.0)
-    assert benchmark.no_dearer(found, cost_of(middle.shape(), length=256)) == middle
-    assert benchmark.no_dearer(found, cost_of(small.shape(), length=256)) == small
-    assert benchmark.no_dearer(found, cost_of(middle.shape(), length=200)) == small, "it reads longer texts"
+    errors = {small: 0.4, middle: 0.3, large: 0.1}
+    front = [Point(one, {"error": error, "milliseconds": float(one.layers)}) for one, error in errors.items()]
+    found = searched_ours(front, front[2])
+    assert benchmark.no_dearer(found, cost_of(middle.shape(), length=256), 9.0) == middle
+    assert benchmark.no_dearer(found, cost_of(small.shape(), length=256), 9.0) == small
+    assert benchmark.no_dearer(found, cost_of(large.shape(), length=256), 2.0) == middle, "large takes 3 ms"
 
 
 def test_work_is_counted_at_the_longest_text():
-    """Compressor's students read 400 tokens, AVATAR's 351 and ours as many as they have places."""
-    students, _ = benchmark.to_compare(Searched([], Point(Configuration(**SHAPE), {}), {}, {}, 0.5, 1.0))
+    """Compressor's students read 400 tokens, AVATAR's 351 and ours as many as they have places; and so is time: for
+    compressor-2mb 12 layers x 400 tokens x 80 wide."""
+    found = searched_ours([], Point(Configuration(**SHAPE), {}))
+    students, _ = benchmark.to_compare(found)
     lengths = {"compressor-2mb": 400, "avatar-2mb": 351, "ours, picked": 256}
     for name, length in lengths.items():
         expected = cost_of(students[name].shape(), length=length).matrix_flops
         assert benchmark.counted(name, students[name]).matrix_flops == expected
+    guess = benchmark.guessed_ms(
+        searched_ours([], Point(Configuration(**SHAPE), {})), "compressor-2mb", students["compressor-2mb"]
+    )
+    assert guess == pytest.approx(12 * 400 * 80 / 1e6)
 
 
 def test_published_students_without_a_cheaper_one_have_none_beside():
     """Of a front of one large student none costs as little as any published one."""
     large = Configuration(vocabulary=16_000, layers=8, hidden=384, heads=4, intermediate=1536, max_length=512)
-    point = Point(large, {"error": 0.1})
-    students, beside = benchmark.to_compare(Searched([point], point, {}, {}, 0.5, 1.0))
+    point = Point(large, {"error": 0.1, "milliseconds": 0.0})
+    students, beside = benchmark.to_compare(searched_ours([point], point))
     assert beside == {}
     assert len(students) == 10
     assert students["ours, picked"] == large

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 
 from moekd import cli
 from moekd.errors import DataError, SettingsError
+from moekd.export import latency as timing
 from moekd.students.age_moea import exponent, extremes, intercepts, survival_scores
-from moekd.students.cost import cost_of
+from moekd.students.latency import PUBLISHED, Latency, work
 from moekd.students.ledger import Evaluated, evaluate_all, read_ledger
 from moekd.students.pareto import Limit, Point, hypervolume, not_dominated, pareto_front
-from moekd.students.search import RECIPES, parse_bytes, pick, search
-from moekd.students.space import Configuration, avatar_space, moekd_space, shipped_bytes
+from moekd.students.search import RECIPES, descended, parse_bytes, pick, search, with_point
+from moekd.students.space import Configuration, Space, avatar_space, moekd_space, shipped_bytes
 from moekd.students.surrogate import features, fit_surrogate, spread
 
 SMALLEST = {"vocabulary": 1000, "layers": 1, "hidden": 16, "heads": 4, "intermediate": 32, "max_length": 256}
@@ -350,12 +352,40 @@ def test_morph_has_four_objectives_and_picks_by_size(ledger):
     assert abs(found.picked.values["megabytes"] - 3) == min(off)
 
 
-def test_ours_counts_what_ships_in_int8(ledger):
-    found = search("moekd", 1_000_000, read_ledger(ledger), seed=0)
+def by_softmax(budget_bytes: int) -> Latency:
+    """A guess of a millisecond for a million pairs of tokens, for each layer and head."""
+    return Latency(
+        about={"measured": "invented milliseconds", "threads": 1},
+        prices={kind: float(kind == "softmax") for kind in work(PUBLISHED, 400)},
+        architectures=30,
+        lengths=(256, 512),
+        error=0.25,
+        constant_error=5.0,
+        relative_error=0.05,
+        published_ms=20.0,
+        seconds=1000.0,
+    )
+
+
+def test_ours_counts_what_ships_in_int8_and_milliseconds(ledger):
+    """Bytes within the budget; the guess of each point's own length; the published student bounds the hypervolume."""
+    found = search("moekd", 1_000_000, read_ledger(ledger), seed=0, latency=by_softmax)
+    assert list(found.reference) == ["megabytes", "milliseconds", "error"]
+    assert found.reference["milliseconds"] == 20
+    assert found.seconds > 0, "timed once for several seeds: no search may subtract what it has not waited for"
     assert max(point.values["megabytes"] for point in found.front) <= 1
-    one = found.picked.configuration
-    assert found.picked.values["megabytes"] == shipped_bytes(one) / 1e6
-    assert found.picked.values["gflops"] == cost_of(one.shape(), length=one.max_length).matrix_flops / 1e9
+    for one, values in ((point.configuration, point.values) for point in found.front):
+        assert values["megabytes"] == shipped_bytes(one) / 1e6
+        assert values["milliseconds"] == pytest.approx(one.layers * one.heads * one.max_length**2 / 1e6)
+    assert 0 < found.hypervolume < 1
+
+
+def test_only_ours_is_timed(ledger):
+    """AVATAR and MORPH count FLOPs and never ask; ours has no objective without the guess."""
+    found = search("avatar", 3_000_000, read_ledger(ledger), seed=0, latency=None)
+    assert found.latency is None
+    with pytest.raises(ValueError, match="'moekd' has milliseconds for an objective and needs `latency`"):
+        search("moekd", 1_000_000, read_ledger(ledger), seed=0)
 
 
 def test_ties_in_accuracy_are_picked_by_work():
@@ -371,6 +401,49 @@ def test_ties_in_accuracy_are_picked_by_work():
     assert pick(RECIPES["avatar"], front, small.reference_bytes()) is front[1]
     assert pick(RECIPES["avatar"], front, large.reference_bytes()) is front[2]
     assert pick(RECIPES["morph"], front, large.reference_bytes() - 1) is front[2]
+
+
+def test_ours_breaks_ties_by_milliseconds():
+    one = Configuration(vocabulary=1000, layers=1, hidden=16, heads=1, intermediate=32, max_length=256)
+    front = [Point(one, {"error": 0.3, "milliseconds": ms}) for ms in (2.0, 1.0, 3.0)]
+    assert pick(RECIPES["moekd"], front, 3_000_000) is front[1]
+
+
+def test_two_sizes_change_where_one_would_break_the_budget():
+    """hidden x intermediate <= 8, width first: from 2 x 4 only both at once lead to 4 x 2, and then fewest layers."""
+    space = Space(
+        name="moekd",
+        axes={"layers": (1, 2), "hidden": (2, 4), "heads": (2,), "intermediate": (2, 3, 4)},
+    )
+    objectives = {
+        "error": lambda found: np.array([1 / one.hidden for one in found]),
+        "milliseconds": lambda found: np.array([float(one.layers) for one in found]),
+    }
+    start = Configuration(vocabulary=9, layers=2, hidden=2, heads=2, intermediate=4, max_length=9)
+    point = Point(start, {"error": 0.5, "milliseconds": 2.0})
+    order = ("error", "milliseconds")
+    found = descended(point, space, objectives, order, lambda one: one.hidden * one.intermediate <= 8)
+    assert found.configuration == replace(start, layers=1, hidden=4, intermediate=2)
+    assert found.values == {"error": 0.25, "milliseconds": 1.0}
+    assert descended(found, space, objectives, order, lambda one: one.hidden * one.intermediate <= 8) == found
+    assert with_point([point], found) == [found]
+
+
+def test_the_pick_of_ours_is_the_best_around(ledger):
+    """Nothing within the budget that differs in one or two sizes is guessed to be better, or as good and faster."""
+    found = search("moekd", 1_000_000, read_ledger(ledger), seed=0, latency=by_softmax)
+    assert found.picked in found.front
+    assert not_dominated(np.array([list(point.values.values()) for point in found.front])).all()
+    space, one = moekd_space(1_000_000), found.picked.configuration
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        names = rng.choice(list(space.axes), 2, replace=False)
+        other = replace(one, **{name: space.axes[name][int(rng.integers(len(space.axes[name])))] for name in names})
+        if other.hidden % other.heads == 0 and shipped_bytes(other) <= 1_000_000:
+            error = 1 - found.surrogates["accuracy"].predict([other])[0]
+            guess = (error, by_softmax(1_000_000).predict([other])[0])
+            best = (found.picked.values["error"], found.picked.values["milliseconds"])
+            assert tuple(np.round(guess, 9)) >= tuple(np.round(best, 9))
 
 
 @pytest.mark.parametrize(
@@ -419,9 +492,30 @@ def test_a_file_is_no_folder_for_the_result(capsys, ledger):
     assert "points.jsonl is a file; name a folder" in capsys.readouterr().err
 
 
+def test_the_command_times_ours(capsys, ledger, tmp_path, monkeypatch):
+    """Candidates of an older file hold no times and need none. The pick is timed beside its guess, the result says what
+    was measured, and the times lie in the folder."""
+    monkeypatch.setattr(timing, "processor_ms", lambda one, lengths: [0.01 * one.layers * n for n in lengths])
+    arguments = ["search", "moekd", "--budget", "1MB", "--points", str(ledger), "--out", str(tmp_path)]
+    assert cli.main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    latency, configuration = result["latency"], Configuration(**result["picked"]["configuration"])
+    assert result["measured_ms"] == 0.01 * configuration.layers * configuration.max_length
+    assert result["reference"]["milliseconds"] == latency["published_ms"] == pytest.approx(48)
+    assert latency["about"]["measured"] == "processor milliseconds of one text, int8 graph, without tokenising"
+    assert (latency["architectures"], latency["lengths"]) == (30, [256, 384, 512])
+    assert len(read_ledger(tmp_path / "latency.jsonl")) == 31
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"for the mean ({latency['about']['measured']}, 1 thread, 256, 384, 512 tokens; " in said
+    assert f"measured: {result['measured_ms']:.2f} milliseconds for {configuration.max_length} tokens" in said
+    assert "Compressor's published student 48.00 for its 400" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["moekd"], "accuracy has 0 evaluated candidates and needs 10"),
         (["avatar"], "accuracy has 0 evaluated candidates and needs 10"),
         (["moekd", "--budget", "20kB"], "size constraint (all shipped files in int8, estimated <= 20,000 bytes)"),
         (["avatar", "--budget", "20kB"], "size constraint (4 x parameters by its formula <= 20,000 bytes)"),

@@ -142,7 +142,8 @@ def search(
     """Search a student's architecture within a size.
 
     `compressor` needs no data: it prints the exact optimum of its published fitness, and what the published genetic
-    algorithm finds. The others guess accuracy from candidates that were trained.
+    algorithm finds. The others guess accuracy from candidates that were trained; `moekd` also times students with
+    random weights, half a minute.
     """
     from moekd.students import search as searches
 
@@ -158,6 +159,7 @@ def search(
             **searches.search_compressor(budget_bytes, seed=seed),
         }
     else:
+        from moekd.export.latency import measure_latency, processor_ms
         from moekd.students.ledger import read_ledger
 
         if config is not None:
@@ -165,8 +167,12 @@ def search(
 
             points = stages.candidates(load_settings(config, overrides), kind, budget_bytes)
         evaluated = [] if points is None else read_ledger(points)
-        found = searches.search(kind, budget_bytes, evaluated, seed=seed)
-        result = searches.as_json(kind, budget_bytes, found, seed=seed)
+        found = searches.search(
+            kind, budget_bytes, evaluated, seed=seed, latency=lambda budget: measure_latency(budget, out)
+        )
+        picked = found.picked.configuration
+        measured = processor_ms(picked, [picked.max_length])[0] if found.latency else None
+        result = searches.as_json(kind, budget_bytes, found, seed=seed, measured_ms=measured)
         if out is not None:
             searches.plot_front(found, out / "front.png")
     if out is not None:

@@ -77,7 +77,7 @@ def _searches(result: Mapping[str, Any]) -> str:
             f"{one['candidates']}, {one['measures']}",
             "; ".join(
                 f"{measure} {made['error']:.3f} ({made['constant_error']:.3f})"
-                for measure, made in one["surrogates"].items()
+                for measure, made in (one["surrogates"] | _timed(one)).items()
             ),
             f"{one['evaluations']:,}",
             f"{one['seconds']['median']:.1f}",
@@ -95,6 +95,11 @@ def _searches(result: Mapping[str, Any]) -> str:
     published = markdown_table(["published", "students trained", "evaluations", "seconds"], list(map(list, _PUBLISHED)))
     parts = [f"{note} {trained}".strip(), markdown_table(head, rows), published, _survival(result["age-moea"])]
     return "\n\n".join(part.rstrip("\n") for part in parts)
+
+
+def _timed(one: Mapping[str, Any]) -> dict[str, Any]:
+    """The guess of milliseconds beside the surrogates, where they are an objective."""
+    return {"milliseconds": one["latency"]} if "latency" in one else {}
 
 
 def _span(summary: Mapping[str, float]) -> str:
@@ -201,9 +206,10 @@ def _beside(result: Mapping[str, Any]) -> str:
             gain = trained[name]["accuracy"] - trained[published]["accuracy"]
         shown = "–" if gain is None else f"{gain:+.3f}"
         rows.append([published, name, *(f"{one:.2f}" for one in ratios), shown, verdict(ratios, gain)])
+    counts = "by count and by guessed milliseconds" if "latency" in result["moekd"] else "by count"
     note = (
         "Ours divided by the published student; time is the median of the ratios function by function. Of the points "
-        "on our front that cost no more by count the one of least guessed error."
+        f"on our front that cost no more {counts} the one of least guessed error."
     )
     if result["moekd"]["measures"] != "trained":
         note += " Its guesses are of invented measures, so the table is of costs and says nothing about accuracy."
