@@ -79,14 +79,15 @@ def attack_system(
         frequent_names((sample.func for sample in training), wanted.vocabulary),
         Substitutes(inputs["substitutes"] / SUBSTITUTES, settings.attack) if attack == "alert" else no_substitutes,
     )
-    victim = _victim(system, inputs["victim"], training, bf16=wanted.bf16)
+    victim = victim_of(system, inputs["victim"], training, bf16=wanted.bf16)
     samples = attacked_samples(parts["test"], wanted)
     path, processes = folder / RESULTS, settings.run.threads
     results = runner.attack(victim, samples, wanted, names, path=path, model=system, workers=processes)
     return {"outcomes": counts(results)}
 
 
-def _victim(system: str, folder: Path, training: Sequence[Sample], *, bf16: bool) -> Victim | SavedVictim:
+def victim_of(system: str, folder: Path, training: Sequence[Sample], *, bf16: bool) -> Victim | SavedVictim:
+    """A model of a run from the folder of its step; the bag of tokens is fitted again, on `training`."""
     return _bag_of_tokens(folder, training) if system == BAG_OF_TOKENS else SavedVictim(folder / "model", bf16)
 
 
@@ -112,7 +113,7 @@ def transfer_systems(settings: MoekdSettings, inputs: Mapping[str, Path], folder
     models = {inputs[f"victim of {name}"]: variants[name] for name in names}
     rows: list[dict[str, Any]] = []
     for model, scorer in models.items():
-        found = _victim(scorer["system"], model, training, bf16=settings.attack.bf16)
+        found = victim_of(scorer["system"], model, training, bf16=settings.attack.bf16)
         victim = found.load() if isinstance(found, SavedVictim) else found
         for fooled in (name for name in names if inputs[f"victim of {name}"] != model):
             try:

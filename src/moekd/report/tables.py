@@ -11,6 +11,7 @@ from moekd.report.markdown import markdown_table, short_commit
 from moekd.report.mixing import render_mixing
 from moekd.report.scanning import render_scanning, render_start
 from moekd.report.searching import render_searching
+from moekd.report.sensitivity import render_sensitivity
 from moekd.report.ways import render_ways
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "start": ("Cold start", render_start),
     "search": ("Architecture search", render_searching),
     "mixture": ("Why the mixture does not win", render_mixing),
+    "sensitivity": ("How far one name moves a model", render_sensitivity),
     "ways": ("Ways to distil", render_ways),
 }
 
