@@ -10,7 +10,7 @@ from moekd.bigru import ends
 from moekd.classifier import Classifier, bigru, predict
 from moekd.export import export
 from moekd.scan.model import ScanModel
-from moekd.tokens import Tokens
+from moekd.tokens import Tokens, encode
 from moekd.training import Task, fit
 
 
@@ -43,6 +43,18 @@ def test_padding_changes_no_logit(model, tokenizer, functions):
         one, other = (model(filled, **asked) for filled in (ids, torch.where(mask == 1, ids, 7)))
     torch.testing.assert_close(one.logits, other.logits)
     torch.testing.assert_close(one.hidden_states[-1], other.hidden_states[-1])
+
+
+def test_training_and_reading_give_the_same(model, tokenizer, functions):
+    """In training another recurrence runs than in evaluation; without dropout logits and states are equal."""
+    tokens = encode(tokenizer, [sample.func[:length] for sample in functions[:2] for length in (1, 40, 200)], 64)
+    ids, mask = (torch.from_numpy(values) for values in tokens.padded(np.arange(6), 1))
+    asked = {"input_ids": ids, "attention_mask": mask, "output_hidden_states": True}
+    training, reading = model.train()(**asked), model.eval()(**asked)
+    assert type(training.hidden_states[1].grad_fn) is not type(reading.hidden_states[1].grad_fn)
+    for one, other in zip(training.hidden_states, reading.hidden_states, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(training.logits, reading.logits, atol=1e-5, rtol=1e-4)
 
 
 def test_saved_and_loaded_as_any_other(model, tokenizer, functions, tmp_path):

@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from moekd.recurrence import read_both_ways
+
 
 class BiGruConfig(PreTrainedConfig):
     """Sizes of a `BiGruForSequenceClassification`.
@@ -107,6 +109,8 @@ def ends(states: Tensor, lengths: Tensor | None) -> Tensor:
 
 def _read(layer: nn.GRU, states: Tensor, lengths: Tensor | None) -> Tensor:
     """One layer over texts of these lengths; zeros at padding."""
+    if layer.training and states.device.type == "cpu":  # nn.GRU trains at a fifth to a half of the speed
+        return read_both_ways(layer, states, lengths)
     if lengths is None:
         return layer(states)[0]
     packed = pack_padded_sequence(states, lengths.cpu(), batch_first=True, enforce_sorted=False)
