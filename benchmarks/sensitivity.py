@@ -4,7 +4,9 @@
 
 Takes the settings of a finished run that attacks models, and asks each of those models about the same functions and the
 same renames: one local variable gets one name, drawn at random from the names of the training functions. No attack
-chooses the renames, so that they are equal for all models. Nothing is trained.
+chooses the renames, so that they are equal for all models. Of the attacks that are finished it also compares two models
+on the functions that both have right: each model's success rate is of the functions that it has right itself, and those
+that few models have right may be the ones that are easily lost. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from moekd import console, numerics, stages
-from moekd.attack.stage import attacked_samples, victim_of
+from moekd.attack.runner import read_results
+from moekd.attack.stage import RESULTS, attacked_samples, victim_of
 from moekd.attack.victims import HasSessions, SavedVictim, Victim
 from moekd.attack.vocabulary import frequent_names
 from moekd.config import MoekdSettings
@@ -25,13 +28,15 @@ from moekd.data import load_parts
 from moekd.errors import SettingsError
 from moekd.evaluate import Measures, difference, estimate
 from moekd.files import write_json
-from moekd.records import Sample
+from moekd.records import AttackResult, Sample
 from moekd.rewrite.renaming import Template, fault_of_renaming
 from moekd.settings_loading import load_settings
 from moekd.steps import Step, commit, folder_of, is_finished, read_manifest
 
 #: (system, student shape) -> seed -> rows of `moves`, (functions, 4).
 Moved: TypeAlias = dict[tuple[str, Any], dict[Any, np.ndarray]]
+#: (system, student shape) -> (attack, seed) -> results by id of the function.
+Attacked: TypeAlias = dict[tuple[str, Any], dict[tuple[Any, Any], dict[str, AttackResult]]]
 
 RENAMES = 10  # of a function
 DRAWS = 40  # until as many of them are legal
@@ -78,6 +83,7 @@ def main() -> None:
         "without_identifiers": len(samples) - len(asked),
         "renames": sum(len(renamed[sample.id]) for sample in asked),
         **summary(moved),
+        "shared": shared(finished_attacks(settings)),
     }
     write_json(arguments.out, result)
 
@@ -99,6 +105,16 @@ def finished_victims(settings: MoekdSettings) -> list[Step]:
     found = [step for step in first if is_finished(step.needs["victim"], settings)]
     if not found:
         raise SettingsError("no model of this run is finished: `moekd run` with the same config and settings first")
+    return found
+
+
+def finished_attacks(settings: MoekdSettings) -> Attacked:
+    found: Attacked = {}
+    for step in stages.plan(settings):
+        if step.stage == "attack" and is_finished(step, settings):
+            attack, system, student, seed = (step.variant.get(name) for name in ("attack", "system", "student", "seed"))
+            results = {one.id: one for one in read_results(folder_of(step, settings) / RESULTS)}
+            found.setdefault((str(system), student), {})[attack, seed] = results
     return found
 
 
@@ -124,11 +140,17 @@ def moves(victim: Victim, sample: Sample, variants: Sequence[str]) -> tuple[floa
     way; a fall is how far towards the other answer, 0 where every rename makes the model surer.
     """
     ask = victim.session(sample.func) if isinstance(victim, HasSessions) else victim
-    p = np.clip(np.asarray(ask([sample.func, *variants])), 1e-6, 1 - 1e-6)
-    log_odds = np.log(p / (1 - p))
+    log_odds = log_odds_of(np.asarray(ask([sample.func, *variants])))
     away = (log_odds[0] - log_odds[1:]) * (1 if log_odds[0] > 0 else -1)
     margin = abs(log_odds[0])
     return margin, np.abs(away).mean(), max(away.max(), 0.0), float(away.max() > margin)
+
+
+def log_odds_of(p: np.ndarray) -> np.ndarray:
+    """Attacks keep six digits of a probability, so it is held within them."""
+    held: np.ndarray = np.clip(p, 1e-6, 1 - 1e-6)
+    found: np.ndarray = np.log(held / (1 - held))
+    return found
 
 
 def summary(moved: Moved) -> dict[str, Any]:
@@ -147,10 +169,69 @@ def summary(moved: Moved) -> dict[str, Any]:
     return {"models": models, "pairs": pairs}
 
 
+def shared(attacked: Attacked) -> list[dict[str, Any]]:
+    """For each pair, shape and attack: who is fooled among the functions that both have right, of the same seeds.
+
+    `fooled_first` and `fooled_second` are shares, the margins mean log-odds of the label before the attack. A function
+    that both have right in several seeds counts in each, and is drawn with all of them.
+    """
+    rows: list[dict[str, Any]] = []
+    for shape in dict.fromkeys(shape for _, shape in attacked):
+        for first, second in PAIRS:
+            ours, others = attacked.get((first, shape), {}), attacked.get((second, shape), {})
+            for attack in dict.fromkeys(name for name, seed in ours if (name, seed) in others):
+                counted: dict[str, np.ndarray] = {}
+                seeds = [seed for name, seed in ours if name == attack and (name, seed) in others]
+                for seed in seeds:
+                    for one, other in _both_right(ours[attack, seed], others[attack, seed]):
+                        counted[one.id] = counted.get(one.id, np.zeros(5)) + _counted(one, other)
+                if counted:
+                    about = {"first": first, "second": second, "student": shape, "attack": attack, "seeds": len(seeds)}
+                    table = np.array(list(counted.values()))
+                    rows.append(
+                        about | {"n": int(table[:, 0].sum()), "measures": estimated(shared_measures(table), len(table))}
+                    )
+    return rows
+
+
+def _both_right(
+    ours: dict[str, AttackResult], others: dict[str, AttackResult]
+) -> list[tuple[AttackResult, AttackResult]]:
+    pairs = [(one, others[key]) for key, one in ours.items() if key in others]
+    return [(one, other) for one, other in pairs if one.was_right and other.was_right]
+
+
+def _counted(one: AttackResult, other: AttackResult) -> np.ndarray:
+    """One function of one seed: 1, whether each model is fooled, and the margin of each."""
+    margins = [log_odds_of(np.array(result.p_original)) for result in (one, other)]
+    return np.array([1, one.outcome == "fooled", other.outcome == "fooled", *margins], dtype=np.float64)
+
+
+def shared_measures(table: np.ndarray) -> Measures:
+    """Shares and means of the columns of `table`, (functions, 5), as `_counted` has them summed over seeds."""
+
+    def measures(weights: np.ndarray) -> dict[str, np.ndarray]:
+        n, *sums = (weights @ table).T
+        first, second, margin_first, margin_second = (one / n for one in sums)
+        return {
+            "fooled_first": first,
+            "fooled_second": second,
+            "difference": first - second,
+            "margin_first": margin_first,
+            "margin_second": margin_second,
+        }
+
+    return measures
+
+
 def shown(rows: np.ndarray, minus: np.ndarray | None = None) -> dict[str, dict[str, float]]:
     """The measures of one model, or of one minus another on the same functions, with intervals over functions."""
     wanted = measures_of(rows) if minus is None else difference(measures_of(rows), measures_of(minus))
-    found = estimate(wanted, len(rows))
+    return estimated(wanted, len(rows))
+
+
+def estimated(measures: Measures, n: int) -> dict[str, dict[str, float]]:
+    found = estimate(measures, n)
     return {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in found.items()}
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from moekd.errors import SettingsError
 from moekd.files import write_json
-from moekd.records import Sample
+from moekd.records import AttackResult, Sample
 from moekd.report import render_results_doc
 from moekd.rewrite.renaming import Template
 from moekd.settings_loading import load_settings
@@ -83,6 +83,30 @@ def test_seeds_are_averaged_within_a_function_and_pairs_compared():
     assert pair["measures"]["fall"] == pytest.approx({"value": -3, "low": -3, "high": -3})
 
 
+def _attacked(name: str, outcome: str, p: float) -> AttackResult:
+    return AttackResult(name, "mhm", outcome, "", 1, p, p, 1, 1, {}, None, (), {}, None, 0)
+
+
+def test_only_what_both_models_have_right_is_compared():
+    """`b` is wrong for one model in seed 0, right for both in seed 1; of three shared results MoE loses one, hard two."""
+
+    def of(*outcomes: str) -> dict[str, AttackResult]:
+        return {name: _attacked(name, outcome, 0.75) for name, outcome in zip("ab", outcomes, strict=True)}
+
+    moe = {
+        ("mhm", 0): of("fooled", "fooled"),
+        ("mhm", 1): of("withstood", "withstood"),
+        ("mhm", 2): of("fooled", "fooled"),
+    }
+    hard = {("mhm", 0): of("fooled", "already wrong"), ("mhm", 1): of("withstood", "fooled")}
+    (row,) = benchmark.shared({("student-moe", "s"): moe, ("student-hard", "s"): hard})
+    assert (row["attack"], row["seeds"], row["n"]) == ("mhm", 2, 3)
+    assert row["measures"]["fooled_first"]["value"] == pytest.approx(1 / 3)
+    assert row["measures"]["fooled_second"]["value"] == pytest.approx(2 / 3)
+    assert row["measures"]["difference"]["value"] == pytest.approx(-1 / 3)
+    assert row["measures"]["margin_first"]["value"] == pytest.approx(math.log(3))
+
+
 def test_a_run_without_attacks_or_models_is_refused(tmp_path):
     """The message says what to add, or what to run first."""
     config = tmp_path / "run.toml"
@@ -106,6 +130,12 @@ def test_the_tables_show_models_and_differences(tmp_path):
         "without_identifiers": 1,
         "renames": 40,
         **benchmark.summary({("mixture", None): {0: rows}, ("teacher", None): {0: rows * 2}}),
+        "shared": benchmark.shared(
+            {
+                ("mixture", None): {("mhm", 0): {"a": _attacked("a", "fooled", 0.75)}},
+                ("teacher", None): {("mhm", 0): {"a": _attacked("a", "withstood", 0.9)}},
+            }
+        ),
     }
     write_json(tmp_path / "by-hand.json", result)
     text = render_results_doc([tmp_path / "by-hand.json"])
@@ -114,3 +144,5 @@ def test_the_tables_show_models_and_differences(tmp_path):
     assert "0.250 (0.250 to 0.250)" in text
     assert "mixture − teacher" in text
     assert "-0.250 (-0.250 to -0.250)" in text
+    assert "mixture, teacher" in text
+    assert "+1.000 (+1.000 to +1.000)" in text

@@ -17,6 +17,11 @@ _MEASURES = {  # name in the file -> head
     "flipped": "answer flips",
 }
 
+_SHARED = (
+    "Attacks on the functions that both models of a pair classify correctly in the same seed: the share of them on "
+    "which each is fooled, the difference, and each model's mean log-odds of the label before the attack."
+)
+
 
 def render_sensitivity(result: Mapping[str, Any]) -> str:
     """Return the tables as Markdown; every number in them is in `result`."""
@@ -41,9 +46,33 @@ def render_sensitivity(result: Mapping[str, Any]) -> str:
             for one in result["pairs"]
         ]
         sections.append(markdown_table(["difference", "student", *_MEASURES.values()], compared))
+    if result["shared"]:
+        sections.append(f"{_SHARED}\n\n{_shared_table(result['shared'])}")
     return "\n\n".join(section.rstrip("\n") for section in sections) + "\n"
 
 
 def _cells(measures: Mapping[str, Mapping[str, float]], shape: str) -> list[str]:
-    found = (measures[name] for name in _MEASURES)
-    return [f"{one['value']:{shape}} ({one['low']:{shape}} to {one['high']:{shape}})" for one in found]
+    return [_interval(measures[name], shape) for name in _MEASURES]
+
+
+def _interval(one: Mapping[str, float], shape: str) -> str:
+    return f"{one['value']:{shape}} ({one['low']:{shape}} to {one['high']:{shape}})"
+
+
+def _shared_table(rows: list[Mapping[str, Any]]) -> str:
+    head = ["pair", "student", "attack", "seeds", "functions", "first fooled", "second fooled", "first − second"]
+    head += ["first's margin", "second's margin"]
+    shapes = {"fooled_first": ".3f", "fooled_second": ".3f", "difference": "+.3f"}
+    shapes |= {"margin_first": ".2f", "margin_second": ".2f"}
+    cells = [
+        [
+            f"{one['first']}, {one['second']}",
+            one["student"] or "",
+            one["attack"],
+            str(one["seeds"]),
+            f"{one['n']:,}",
+            *(_interval(one["measures"][name], shape) for name, shape in shapes.items()),
+        ]
+        for one in rows
+    ]
+    return markdown_table(head, cells)
