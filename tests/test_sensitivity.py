@@ -88,7 +88,7 @@ def _attacked(name: str, outcome: str, p: float) -> AttackResult:
 
 
 def test_only_what_both_models_have_right_is_compared():
-    """`b` is wrong for one model in seed 0, right for both in seed 1; of three shared results MoE loses one, hard two."""
+    """`b` is wrong for one model in seed 0, right for both in seed 1; of three shared results MoE loses 1, hard 2."""
 
     def of(*outcomes: str) -> dict[str, AttackResult]:
         return {name: _attacked(name, outcome, 0.75) for name, outcome in zip("ab", outcomes, strict=True)}
