@@ -88,6 +88,7 @@ def real_functions(count: int) -> list[str]:
         ("f(a) { register i; int k = a; return i + k; }", {"k"}),  # the parser adds names without text
         ("int f(int n) { SAVE\ntotal = n; return total; }", {"n"}),  # a macro, and an assignment to a global
         ("int f(int n, int m) {\n#ifdef X\nif (m) n = 2;\n#endif\nelse\nn = 1;\nreturn n; }", {"n", "m"}),
+        ("void f(char *p) { delete head; head = 0; delete p; }", {"p"}),  # C++ that C reads: a declaration of head
         ("int f(void) { enum { one, two }; int n = two; return n; }", {"n"}),
         ("int f(int time, int NULL_OK) { return time + NULL_OK; }", {"NULL_OK"}),  # a library name stays
         ("int f(int größe) { return größe + 1; }", {"größe"}),

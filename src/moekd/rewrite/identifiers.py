@@ -73,6 +73,8 @@ _FIELD_MACRO = re.compile(
     r"offset_?of|container_of|entry|for_?each|(?:S?LIST|S?TAILQ|RB|SIMPLEQ|CIRCLEQ)_", re.IGNORECASE
 )
 _SAFE_LOOP = re.compile(r"FOREACH\w*_SAFE")  # TAILQ_FOREACH_SAFE(x, head, field, next): a variable comes behind
+# Words of C++ that read like a type where a function is taken for C: `delete p;` declares p then.
+_STATEMENT_WORDS = frozenset({b"delete", b"throw", b"co_await", b"co_return", b"co_yield"})
 _ASM_BLOCK = re.compile(rb"\b(?:__|_|)asm\s*\{[^}]*\}")  # as Microsoft's compilers read it; the grammars do not
 
 #: The ancestors of a node: each with its field in its parent, and whether it opened a scope.
@@ -206,7 +208,10 @@ def _declared(node: Node, field_name: str | None, path: _Path) -> str | None:
 
 
 def _is_statement(declaration: Node) -> bool:
-    """Whether a macro or an `else` before a statement was taken for its type: they end their line, as no type does."""
+    """Whether what was taken for a type begins a statement.
+
+    That is a macro or an `else`, which end their line as no type does, or a word of C++ in what was read as C.
+    """
     kind = declaration.child_by_field_name("type")
     target = declaration.child_by_field_name("declarator")
     return (
@@ -214,7 +219,7 @@ def _is_statement(declaration: Node) -> bool:
         and kind is not None
         and kind.type == "type_identifier"
         and target is not None
-        and kind.end_point[0] != target.start_point[0]
+        and (kind.end_point[0] != target.start_point[0] or kind.text in _STATEMENT_WORDS)
     )
 
 
