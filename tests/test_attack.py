@@ -600,7 +600,7 @@ def test_what_is_no_model_is_refused(tmp_path):
         load_victim("no_such_module:victim")
     with pytest.raises(SettingsError, match="is no callable"):
         load_victim("math:pi")
-    with pytest.raises(SettingsError, match="could not be loaded"):
+    with pytest.raises(SettingsError, match=r"nowhere' could not be loaded: there is no such folder\."):
         load_victim(tmp_path / "nowhere")
 
 
@@ -643,6 +643,17 @@ def test_a_callable_by_its_name(monkeypatch, tmp_path):
     (tmp_path / "toy_victim.py").write_text("def answer(texts):\n    return [0.9] * len(texts)\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert load_victim("toy_victim:answer")(["a", "b"]) == [0.9, 0.9]
+
+
+def test_a_callable_that_fails_is_no_defect_of_ours(monkeypatch, tmp_path):
+    """Its name and what it raised are told, when it is imported as when it is asked."""
+    (tmp_path / "broken_victim.py").write_text("raise RuntimeError('no weights')\n")
+    (tmp_path / "tired_victim.py").write_text("def answer(texts):\n    return 1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match="'broken_victim:answer' could not be imported: no weights"):
+        load_victim("broken_victim:answer")
+    with pytest.raises(SettingsError, match="failed when asked for 2 texts: ZeroDivisionError: division by zero"):
+        load_victim("tired_victim:answer")(["a", "b"])
 
 
 @pytest.mark.parametrize("shape", ["roberta", "modernbert"])

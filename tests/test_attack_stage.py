@@ -118,6 +118,14 @@ def test_exit_codes_of_bad_input(model, data, tmp_path, capsys):
     assert out.read_bytes() == content
 
 
+def test_functions_that_cannot_be_used_are_told(model, data, tmp_path, capsys):
+    """What reading leaves out has no result, so how many and why is said."""
+    with data.open("a") as stream:
+        stream.write(json.dumps({"func": "int f(", "label": 1}) + "\n")
+    assert moekd("attack", model, "--data", data, "--samples", 1, "--budget", 1, "--out", tmp_path / "a.jsonl") == 0
+    assert "60 of 61 functions can be used; left out: 1 shorter than 30 characters" in capsys.readouterr().err
+
+
 def test_samples_are_drawn_by_seed(functions):
     """The same functions for every model; another seed draws others; all where there are too few."""
     first, again = (stage.attacked_samples(functions, Attack(samples=10)) for _ in range(2))

@@ -382,6 +382,14 @@ def test_going_on_from_an_encoder(finished, tmp_path):
             stages.pretrain(wrong)
 
 
+def test_a_masked_language_model_has_no_generator(packed_tokenizer):
+    """Replaced tokens go on with both models; of one alone the message says which is missing."""
+    chosen = settings(objective="replaced-tokens")
+    chosen = chosen.model_copy(update={"encoder": chosen.encoder.model_copy(update={"name": "moekd-mini-student"})})
+    with pytest.raises(SettingsError, match="moekd-mini-student has no generator"):
+        OBJECTIVES["replaced-tokens"](chosen, packed_tokenizer).build()
+
+
 def test_an_encoder_with_other_special_tokens(tokenizer, rows, tmp_path):
     """Masks are known by their id: an encoder whose `<mask>` has another one would be trained on full stops."""
     other = json.loads(tokenizer.backend_tokenizer.to_str())

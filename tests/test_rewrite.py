@@ -88,6 +88,11 @@ def real_functions(count: int) -> list[str]:
         ("f(a) { register i; int k = a; return i + k; }", {"k"}),  # the parser adds names without text
         ("int f(int n) { SAVE\ntotal = n; return total; }", {"n"}),  # a macro, and an assignment to a global
         ("int f(int n, int m) {\n#ifdef X\nif (m) n = 2;\n#endif\nelse\nn = 1;\nreturn n; }", {"n", "m"}),
+        ("void f(char *p) { delete head; head = 0; delete p; }", {"p"}),  # C++ that C reads: a declaration of head
+        ("int f(int n) {\n#define SHOW(x) say(#x, x)\nSHOW(n + 1); return n; }", set()),  # a macro makes text of it
+        ("int f(int a, int b) {\n#define TWO(x) \\\n  x##_2\nint b_2 = a;\nb = TWO(b); return b; }", {"a"}),
+        ("int f(int a, int b) {\n#define T(x) #x\n#define U(x) T(x)\nsay(U(a)); return b; }", {"b"}),
+        ("int f(int a) {\n#define TWICE(x) (2 * (x))\nreturn TWICE(a); }", {"a"}),
         ("int f(void) { enum { one, two }; int n = two; return n; }", {"n"}),
         ("int f(int time, int NULL_OK) { return time + NULL_OK; }", {"NULL_OK"}),  # a library name stays
         ("int f(int größe) { return größe + 1; }", {"größe"}),

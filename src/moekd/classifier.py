@@ -114,9 +114,15 @@ def loading(encoder: Encoder) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"encoder.name = {encoder.name!r} could not be loaded: {str(error).splitlines()[0]} "
+            f"encoder.name = {encoder.name!r} could not be loaded: {why_not_loaded(encoder.name, error)} "
             f'Give the folder of a saved encoder, a hub name reachable from here, {", ".join(ASSETS)} or "random".'
         ) from error
+
+
+def why_not_loaded(name: str | Path, error: Exception) -> str:
+    """The library's error in a line, but of a path that leads nowhere, which it takes for a malformed hub name."""
+    is_path = Path(name).is_absolute() or str(name).startswith(".") or len(Path(name).parts) > 2
+    return "there is no such folder." if is_path and not Path(name).exists() else str(error).splitlines()[0]
 
 
 def build(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moekd import numerics
+from moekd import console, numerics
 from moekd.attack import runner
 from moekd.attack.measures import counts, robustness, transfer, wilson
 from moekd.attack.runner import read_results
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from moekd.attack.victims import Victim
     from moekd.config import Attack, AttackName, MoekdSettings
+    from moekd.data.tally import Tally
     from moekd.evaluate import Estimate
     from moekd.records import AttackResult, Sample
 
@@ -171,7 +172,10 @@ def attack_file(
     from moekd.data import read_samples
     from moekd.data.embedded import generate
 
-    samples = attacked_samples(read_samples(data).samples, settings)
+    loaded = read_samples(data)
+    if loaded.tally.dropped:
+        console.say(_left_out(data, loaded.tally))
+    samples = attacked_samples(loaded.samples, settings)
     if not samples:
         raise DataError(f"{data} holds no function that can be used")
     numerics.configure(1)  # here as in each worker process
@@ -190,6 +194,11 @@ def attack_file(
         own = of_attack(results, name)
         found[name] = {"measures": robustness(own), "counts": counts(own)}
     return found
+
+
+def _left_out(data: Path, tally: Tally) -> str:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.dropped.most_common())
+    return f"{data}: {tally.kept:,} of {tally.read:,} functions can be used; left out: {reasons}"
 
 
 def _substitutes(samples: Sequence[Sample], settings: Attack, folder: Path, processes: int) -> Substitutes:

@@ -23,7 +23,7 @@ import numpy as np
 
 from moekd import console, numerics
 from moekd.attack.variants import variant_reader
-from moekd.classifier import language_model_of, length_limit
+from moekd.classifier import language_model_of, length_limit, why_not_loaded
 from moekd.config import SUBSTITUTES_READ
 from moekd.errors import DataError, MoekdError, SettingsError
 from moekd.files import sha256_text, write_bytes, writing
@@ -83,7 +83,7 @@ class Proposer:
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         except (OSError, ValueError) as error:
             raise SettingsError(
-                f"attack.masked_lm = {settings.masked_lm!r} could not be loaded: {str(error).splitlines()[0]} "
+                f"attack.masked_lm = {settings.masked_lm!r} could not be loaded: {why_not_loaded(name, error)} "
                 "Give the folder of a masked language model, or a hub name reachable from here."
             ) from error
         return cls(model, tokenizer, settings)

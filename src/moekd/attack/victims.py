@@ -304,7 +304,7 @@ def place_of_victim(place: str | Path) -> Path:
 
 
 def _load_classifier(place: str | Path, bf16: bool) -> Victim:
-    from moekd.classifier import Classifier
+    from moekd.classifier import Classifier, why_not_loaded
 
     _require_trained(Path(place))
     try:
@@ -317,7 +317,7 @@ def _load_classifier(place: str | Path, bf16: bool) -> Victim:
         return ClassifierVictim(classifier, bf16=bf16)
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"the model {str(place)!r} could not be loaded: {str(error).splitlines()[0]} "
+            f"the model {str(place)!r} could not be loaded: {why_not_loaded(place, error)} "
             "Give the folder of a saved model, or a hub name reachable from here."
         ) from error
 
@@ -356,11 +356,26 @@ def _load_callable(name: str) -> Victim:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise SettingsError(f"the victim {name!r} could not be imported: {error}") from error
+    except Exception as error:  # the user's module may raise anything
+        raise SettingsError(
+            f"the victim {name!r} could not be imported: {error}. PYTHONPATH=. before the command finds modules in "
+            "this folder"
+        ) from error
     if not callable(found):
         raise SettingsError(f"the victim {name!r} is no callable: wanted texts -> probabilities")
-    return cast("Victim", found)
+    if isinstance(found, HasSessions):
+        return cast("Victim", found)
+
+    def asked(texts: Sequence[str]) -> np.ndarray:
+        try:
+            return found(texts)
+        except Exception as error:  # the user's code, too
+            raise SettingsError(
+                f"the victim {name!r} failed when asked for {len(texts)} texts: {type(error).__name__}: {error}. "
+                "Finished attacks are kept, and the same command continues from there"
+            ) from error
+
+    return asked
 
 
 def _is_export(path: Path) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 
 from moekd import numerics
 from moekd.classifier import place_of, sizes_of
+from moekd.errors import SettingsError
 from moekd.pretrain.architectures import (
     draw_offsets,
     masked_token_logits,
@@ -155,6 +156,11 @@ class ReplacedTokens(_Objective):
         encoder, pretrain = self.settings.encoder, self.settings.pretrain
         if encoder.name != "random":
             place = Path(place_of(encoder.name))
+            if place.is_dir() and not (place / LANGUAGE_MODEL).is_dir():
+                raise SettingsError(
+                    f"encoder.name = {encoder.name!r}: {place} has no generator ({LANGUAGE_MODEL}/), which "
+                    "replaced-tokens goes on with, too. Name an encoder that the same objective made"
+                )
             generator = started(AutoModelForMaskedLM, encoder, place / LANGUAGE_MODEL)
             detector = started(AutoModelForTokenClassification, encoder, place)
             require_its_shape(encoder, detector.config)

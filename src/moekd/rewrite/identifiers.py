@@ -73,6 +73,10 @@ _FIELD_MACRO = re.compile(
     r"offset_?of|container_of|entry|for_?each|(?:S?LIST|S?TAILQ|RB|SIMPLEQ|CIRCLEQ)_", re.IGNORECASE
 )
 _SAFE_LOOP = re.compile(r"FOREACH\w*_SAFE")  # TAILQ_FOREACH_SAFE(x, head, field, next): a variable comes behind
+# A macro with parameters that the text defines: its name, and its body with all lines.
+_DEFINED = re.compile(rb"^[ \t]*#[ \t]*define[ \t]+(\w+)\([^)\n]*\)((?:\\\r?\n|[^\n])*)", re.MULTILINE)
+# Words of C++ that read like a type where a function is taken for C: `delete p;` declares p then.
+_STATEMENT_WORDS = frozenset({b"delete", b"throw", b"co_await", b"co_return", b"co_yield"})
 _ASM_BLOCK = re.compile(rb"\b(?:__|_|)asm\s*\{[^}]*\}")  # as Microsoft's compilers read it; the grammars do not
 
 #: The ancestors of a node: each with its field in its parent, and whether it opened a scope.
@@ -109,7 +113,7 @@ def identifiers(code: Code) -> tuple[Identifier, ...]:
     _walk(reader)
     for block in _ASM_BLOCK.findall(code.source):
         reader.excluded |= words_of(block)
-    reader.excluded |= _labels_as_values(reader)
+    reader.excluded |= _labels_as_values(reader) | _made_text(reader)
     return tuple(
         Identifier(name, tuple(spans))
         for name, spans in reader.spans.items()
@@ -120,6 +124,24 @@ def identifiers(code: Code) -> tuple[Identifier, ...]:
 def _labels_as_values(reader: _Reader) -> set[str]:
     """Labels whose address may be taken: to the grammars, GNU's `&&name` is an `and` or the address of an address."""
     return {name for name in reader.labels if re.search(rb"&&\s*%s\b" % re.escape(name.encode()), reader.code.source)}
+
+
+def _made_text(reader: _Reader) -> set[str]:
+    """Names that a macro of the text itself may turn into text (`#x`) or join (`x##_len`), and what joining may give.
+
+    All calls of the text's macros count, as one may call another; each is read up to the end of its statement.
+    """
+    source = reader.code.source
+    macros = dict(_DEFINED.findall(source))
+    bodies = b" ".join(macros.values())
+    if b"#" not in bodies:
+        return set()
+    calls = re.findall(rb"\b(?:%s)\s*\([^;]*" % b"|".join(macros), _DEFINED.sub(b"", source))
+    words = words_of(b" ".join(calls))
+    if b"##" in bodies:
+        parts = tuple(decoded(part) for part in re.findall(rb"\w+", b" ".join([bodies, *calls])))
+        words |= {name for name in reader.spans if name.startswith(parts) and name.endswith(parts)}
+    return words
 
 
 def _walk(reader: _Reader) -> None:
@@ -206,7 +228,10 @@ def _declared(node: Node, field_name: str | None, path: _Path) -> str | None:
 
 
 def _is_statement(declaration: Node) -> bool:
-    """Whether a macro or an `else` before a statement was taken for its type: they end their line, as no type does."""
+    """Whether what was taken for a type begins a statement.
+
+    That is a macro or an `else`, which end their line as no type does, or a word of C++ in what was read as C.
+    """
     kind = declaration.child_by_field_name("type")
     target = declaration.child_by_field_name("declarator")
     return (
@@ -214,7 +239,7 @@ def _is_statement(declaration: Node) -> bool:
         and kind is not None
         and kind.type == "type_identifier"
         and target is not None
-        and kind.end_point[0] != target.start_point[0]
+        and (kind.end_point[0] != target.start_point[0] or kind.text in _STATEMENT_WORDS)
     )
 
 
