@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from moekd.config import MoekdSettings
@@ -75,6 +76,7 @@ def test_set_takes_toml_values_and_bare_strings(config, override, key, value):
     assert flat(load_settings(config, [override]))[key] == value
 
 
+@hypothesis_settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"])).map(str.strip))
 def test_set_takes_any_quoted_string(text):
     """A string quoted as TOML (here as JSON, which agrees on these characters) arrives unchanged."""
@@ -110,7 +112,9 @@ LINEAR, TABLE = "router.model=n-grams", "encoder.ngram_buckets=64"
         (["distill.logits={kind='dist', intra_weight=0}"], "intra_weight is 0, and of two classes the other term"),
         (["distill.logits={kind='decoupled', target_weight=0}"], "target_weight is 0, and of two classes the other"),
         (['published.systems=["avatar"]', 'published.ways=["unscaled-loss"]'], "which is of MORPH's code alone"),
-        (["distill.features=3"], "`distill.features` is 3 in --set; it should be a table"),
+        (["distill.features=3"], "`distill.features` is 3 in --set; it should be a table; choose one with `distill.f"),
+        (["student.shapes=bigru-7m"], 'is "bigru-7m" in --set; it should be a valid array; write it as ["bigru-7m"]'),
+        (["run.seeds=3"], "it should be a valid array; write it as [3]"),
         (["distill.features={kind='patient', weight=0}"], "`distill.features.weight` is 0 in --set; it should be"),
         (["distill.label_share=1"], "`distill.label_share` is 1 in --set; it should be less than 1"),
         (["distill.logits.kind=standardised"], "three classes or more, and there are 2"),

@@ -174,6 +174,13 @@ def test_a_budget_for_nothing_is_told_before_a_teacher_is_trained(tmp_path, monk
         stages.candidates(settings(tmp_path, search={"points": 10}), search, 20_000)
 
 
+def test_a_budget_for_few_is_told_before_a_teacher_is_trained(tmp_path, monkeypatch):
+    """The least budget for which there is a student leaves four of ours: no surrogate learns from so few."""
+    monkeypatch.setattr(stages, "run_steps", None)
+    with pytest.raises(SettingsError, match=r"of 10 different candidates .* only 4 .*ask for a larger --budget"):
+        stages.candidates(settings(tmp_path, search={"points": 10}), "moekd", 114_868)
+
+
 def test_a_search_from_a_config_to_its_pick(tmp_path, capsys, monkeypatch):
     """`moekd search avatar --config`: teacher side, ten candidates in two processes, surrogate, front and pick; the
     second call trains nothing and finds the same."""

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
+import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +82,80 @@ def test_workers_change_nothing(space, tmp_path):
     assert one == two
 
 
+def restless(one: Configuration) -> dict[str, float]:
+    """What joblib takes for a leak after the second call, in whatever worker it runs; returns that worker's number."""
+    from joblib.externals.loky import process_executor
+
+    process_executor._MAX_MEMORY_LEAK_SIZE, process_executor._MEMORY_LEAK_CHECK_DELAY = -(10**12), 0.0
+    return {"worker": os.getpid()}
+
+
+def test_workers_that_joblib_replaces(space, tmp_path):
+    """joblib warns of it in a thread of its own, and a warning that is an error there made the search wait forever."""
+    from joblib.externals.loky import get_reusable_executor
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = evaluate_all(some(space, 6), restless, tmp_path / "points.jsonl", about=ABOUT, workers=2)
+    get_reusable_executor().shutdown()
+    assert len({one.values["worker"] for one in found}) > 2
+    assert not told
+
+
+SLOW_SEARCH = """
+import os, sys, time
+from pathlib import Path
+from moekd.students.ledger import evaluate_all
+from moekd.students.space import Configuration
+
+def evaluation(one):
+    Path(sys.argv[1]).write_text(str(os.getpid()))
+    time.sleep(300)
+
+one = Configuration(vocabulary=1000, layers=1, hidden=32, heads=1, intermediate=64, max_length=256)
+evaluate_all([one], evaluation, Path(sys.argv[1]).with_name("points.jsonl"), about={}, workers=2)
+"""
+SLOW_POOL = """
+import os, sys, time
+from pathlib import Path
+from moekd.processes import process_pool, submit
+
+pool = process_pool(1)
+Path(sys.argv[1]).write_text(str(submit(pool, os.getpid).result()))
+submit(pool, time.sleep, 300).result()
+"""
+
+
+@pytest.mark.parametrize("program", [SLOW_SEARCH, SLOW_POOL], ids=["search", "attack and scan"])
+def test_workers_end_with_a_killed_parent(tmp_path, program):
+    """They would go on, and clean up the folder in which the continued search trains the same candidate."""
+    note = tmp_path / "worker"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(note)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: note.exists() and note.read_text())
+    parent.kill()
+    parent.wait()
+    worker = int(note.read_text())
+    wait_until(lambda: not alive(worker))
+
+
+def alive(process: int) -> bool:
+    """A zombie is what nobody has waited for; it does nothing any more."""
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(condition) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("this did not come about within two minutes")
+
+
 def test_a_ledger_of_other_data_is_refused(space, tmp_path):
     evaluate_all(some(space, 1), measured, tmp_path / "points.jsonl", about=ABOUT)
     with pytest.raises(DataError, match=r"points.jsonl was measured with .*'seed': 0.*'seed': 1.*another file"):
@@ -105,6 +184,12 @@ def test_a_damaged_ledger_names_its_line(tmp_path, content, said):
         read_ledger(tmp_path / "absent.jsonl")
 
 
+def test_a_ledger_that_is_no_text(tmp_path):
+    (tmp_path / "front.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match=r"front\.png holds no evaluated candidates: a byte that is not UTF-8"):
+        read_ledger(tmp_path / "front.png")
+
+
 # ---------------------------------------------------------------------------------------------- surrogate
 
 
@@ -130,8 +215,37 @@ def test_noise_is_reported_as_noise(space):
 
 
 def test_too_few_points(space):
-    with pytest.raises(SettingsError, match="accuracy has 9 evaluated candidates and needs 10"):
-        fit_surrogate(space, evaluated(space, 9), "accuracy", model="bayesian-ridge", seed=0)
+    """One that stands there twice counts once."""
+    nine = evaluated(space, 9)
+    for given in (nine, nine + nine):
+        with pytest.raises(SettingsError, match="accuracy has 9 evaluated candidates and needs 10"):
+            fit_surrogate(space, given, "accuracy", model="bayesian-ridge", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"hidden_dropout": 0.0}, "hidden_dropout 0.0, and in the space avatar it is above 0"),
+        ({"tokenizer": "bbpe"}, "tokenizer 'bbpe', and in the space avatar it is one of bpe, wordpiece, unigram, word"),
+    ],
+)
+def test_candidates_of_another_space_are_refused(changed, said):
+    """Those of ours train without dropout, whose logarithm does not exist; an unknown kind has no column."""
+    space = Space(
+        name="avatar",
+        axes={
+            "heads": (1,),
+            "hidden": range(16, 257),
+            "tokenizer": ("bpe", "wordpiece", "unigram", "word"),
+            "hidden_dropout": (0.2, 0.5),
+        },
+        kinds=frozenset({"tokenizer"}),
+    )
+    found = [replace(Configuration(**SMALLEST | {"hidden": 16 + 4 * n}), **changed) for n in range(10)]
+    with pytest.raises(DataError, match=said):
+        fit_surrogate(
+            space, [Evaluated(one, {"accuracy": 0.5}) for one in found], "accuracy", model="bayesian-ridge", seed=0
+        )
 
 
 def test_a_candidate_without_the_measure(space):
@@ -189,6 +303,9 @@ def test_first_candidates_are_spread(space):
 def test_nothing_to_spread(space):
     with pytest.raises(SettingsError, match="only 0 are within the budget"):
         spread(space, 3, lambda one: False, np.random.default_rng(0))
+    only_four = moekd_space(114_868)
+    with pytest.raises(SettingsError, match=r"of 10 different candidates .* only 4 were found .* a larger --budget"):
+        spread(only_four, 10, lambda one: shipped_bytes(one) <= 114_868, np.random.default_rng(0))
 
 
 # -------------------------------------------------------------------------------------------------- front
@@ -522,7 +639,9 @@ def test_the_command_times_ours(capsys, ledger, tmp_path, monkeypatch):
         (["compressor", "--budget", "20kB"], "Ask for --budget 108296"),
         (["compressor", "--budget", "small"], "--budget wants a size"),
         (["compressor", "--points", "x.jsonl"], "compressor's fitness is a formula and reads no candidates: leave --p"),
+        (["compressor", "--config", "c.toml", "--set", "name=y"], "no candidates: leave --config and --set out"),
         (["moekd", "--points", "x.jsonl", "--config", "c.toml"], "trains others (c.toml): leave one of them out"),
+        (["avatar", "--points", "x.jsonl", "--set", "search.points=20"], "--set search.points=20 changes a setting of"),
     ],
 )
 def test_what_the_command_refuses(capsys, arguments, said):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,10 +24,13 @@ def process_pool(workers: int, start: Callable[..., None] | None = None, *argume
     """Return a pool of fresh processes, each of which first calls `start` with the arguments."""
     with _no_module_of_the_working_folder():  # the pool's locks start a process that watches over them
         # "spawn", because forking a process that runs threads, as an editor's does, may deadlock.
-        return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(start, arguments))
+        return ProcessPoolExecutor(
+            workers, get_context("spawn"), initializer=_begin, initargs=(os.getpid(), start, arguments)
+        )
 
 
-def _begin(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def _begin(parent: int, start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     if start is not None:
         start(*arguments)
@@ -54,6 +60,23 @@ def _no_module_of_the_working_folder() -> Iterator[None]:
             del os.environ[_SAFE_PATH]
         else:
             os.environ[_SAFE_PATH] = before
+
+
+@cache
+def end_with(parent: int) -> None:
+    """Let this process end soon after the process `parent`, which started it; nothing where it is `parent` itself.
+
+    A process that is killed cannot end its workers, and they would go on in the folder of whoever continues its work.
+    """
+    if os.getpid() == parent:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_now(pool: ProcessPoolExecutor) -> None:

@@ -252,6 +252,10 @@ def _explain_one(detail: Any, origin: Callable[[str], str], root: type[Settings]
     wanted = re.sub(r"^(Input|Tuple|String) should", "it should", message).partition(" after validation")[0]
     choices = re.findall(r"'([^']*)'", detail["ctx"]["expected"]) if detail["type"] == "literal_error" else []
     hint = _did_you_mean(str(detail["input"]), choices)
+    if detail["type"] == "tuple_type" and isinstance(detail["input"], str | int | float):
+        hint = f"; write it as [{_brief(detail['input'])}]"
+    elif wanted == "it should be a table" and _variants(_annotation_at(loc, root)):
+        hint = f"; choose one with `{key}.kind`"
     return f"`{key}` is {_brief(detail['input'])} in {place}; {wanted}{hint}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -147,7 +148,7 @@ def search(
     """
     from moekd.students import search as searches
 
-    _require_one_source(kind, points, config)
+    _require_one_source(kind, points, config, overrides)
     if out is not None:
         require_folder(out)
     budget_bytes = searches.parse_bytes(budget)
@@ -183,12 +184,16 @@ def search(
         typer.echo(searches.render(result))
 
 
-def _require_one_source(kind: str, points: Path | None, config: Path | None) -> None:
-    """Refuse candidates that would be passed over in silence."""
-    if kind == "compressor" and (points or config):
+def _require_one_source(kind: str, points: Path | None, config: Path | None, overrides: Sequence[str]) -> None:
+    """Refuse candidates, and settings of how to train them, that would be passed over in silence."""
+    given = {"--points": points, "--config": config, "--set": overrides}
+    if kind == "compressor" and (unread := [name for name, value in given.items() if value]):
         raise SettingsError(
-            "compressor's fitness is a formula and reads no candidates: leave "
-            f"{'--points' if points else '--config'} out"
+            f"compressor's fitness is a formula and reads no candidates: leave {' and '.join(unread)} out"
+        )
+    if overrides and not config:
+        raise SettingsError(
+            f"--set {overrides[0]} changes a setting of a config, and none is given: add --config CONFIG"
         )
     if points and config:
         raise SettingsError(

@@ -50,19 +50,28 @@ def train_candidates(
         search: which space; for MORPH flips are measured as well.
         budget_bytes: candidates are within it, counted as that search counts.
     """
-    recipe = RECIPES[search]
-    chosen = spread(
-        recipe.space(budget_bytes).only(position="absolute"),
-        settings.search.points,
-        lambda one: recipe.size_bytes(one) <= budget_bytes,
-        numerics.generator(seed, "candidates"),
-    )
+    chosen = to_train(search, settings.search.points, budget_bytes, seed)
     measure = measure_candidate if search == "moekd" else partial(measure_published, search=search)
     given = partial(measure, settings=settings, inputs=dict(inputs), seed=seed)
     evaluation = partial(in_its_own_folder, given, folder)
     about = {"search": search, "budget_bytes": budget_bytes, "seed": seed}
     evaluate_all(chosen, evaluation, folder / POINTS_FILE, about=about, workers=settings.search.workers)
     return {"points": len(chosen), "file": POINTS_FILE}
+
+
+def to_train(search: Kind, count: int, budget_bytes: int, seed: int) -> list[Configuration]:
+    """The candidates that a search asks for.
+
+    Raises:
+        SettingsError: within the budget there is nothing, or less than so many.
+    """
+    recipe = RECIPES[search]
+    return spread(
+        recipe.space(budget_bytes).only(position="absolute"),
+        count,
+        lambda one: recipe.size_bytes(one) <= budget_bytes,
+        numerics.generator(seed, "candidates"),
+    )
 
 
 def in_its_own_folder(

@@ -49,7 +49,7 @@ def measure_latency(budget_bytes: int, folder: Path | None) -> Latency:
     def timed(one: Configuration) -> dict[str, float]:
         return dict(zip(map(str, lengths[one]), processor_ms(one, lengths[one]), strict=True))
 
-    found = evaluate_all(list(lengths), timed, folder / LATENCY_FILE, about=about)
+    found = evaluate_all(list(lengths), timed, folder / LATENCY_FILE, about=about, label="architectures timed")
     return fit_latency(found, about=about, seconds=time.perf_counter() - started)
 
 

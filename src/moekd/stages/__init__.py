@@ -171,7 +171,7 @@ def candidates(settings: MoekdSettings, search: Kind, budget_bytes: int) -> Path
         SettingsError: the config asks for none, or for fewer than a surrogate can be fitted to, or nothing fits the
             budget.
     """
-    from moekd.students.search import RECIPES
+    from moekd.distill.candidates import to_train
     from moekd.students.surrogate import MIN_POINTS
 
     if settings.search.points < MIN_POINTS:
@@ -180,7 +180,7 @@ def candidates(settings: MoekdSettings, search: Kind, budget_bytes: int) -> Path
             f"search.points to {MIN_POINTS} or more, or give the file of evaluated ones with --points"
         )
     data, seed = data_step(), settings.run.seeds[0]
-    RECIPES[search].space(budget_bytes)  # refuses a budget for which there is nothing before a teacher is trained
+    to_train(search, settings.search.points, budget_bytes, seed)  # refuses a budget before a teacher is trained
     teachers = teacher_steps(settings, data, _encoder(data), seed)
     step = candidates_step(settings, data, search, budget_bytes, seed, teachers)
     return run_steps([step], settings)[step.label] / "points.jsonl"

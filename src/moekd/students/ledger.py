@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moekd import console
 from moekd.errors import DataError
 from moekd.files import writing
+from moekd.processes import end_with
 from moekd.students.space import Configuration
 
 #: Trains and measures one candidate: names of measures, such as `accuracy`, and their values.
@@ -31,6 +36,7 @@ def evaluate_all(
     *,
     about: Mapping[str, Any],
     workers: int = 1,
+    label: str = "candidates",
 ) -> list[Evaluated]:
     """Evaluate the candidates that the ledger at `path` lacks, and return all of them in their order.
 
@@ -40,6 +46,7 @@ def evaluate_all(
         evaluation: must not depend on the order of calls; for several workers it must be picklable.
         about: what results depend on besides the configuration (data, teacher, seed, epochs); the ledger's first line.
         workers: processes.
+        label: what is evaluated, for the progress.
     Raises:
         DataError: the ledger is of something else, or is damaged.
         OutputError: it cannot be written.
@@ -48,13 +55,29 @@ def evaluate_all(
 
     known = {one.configuration: one for one in _known(path, about)}
     missing = [one for one in dict.fromkeys(configurations) if one not in known]
-    results = Parallel(n_jobs=workers, return_as="generator_unordered")(
-        delayed(_evaluated)(evaluation, one) for one in missing
-    )
-    for one in results:
-        _append(path, {"configuration": asdict(one.configuration), "values": dict(one.values)})
-        known[one.configuration] = one
+    if not missing:
+        return [known[one] for one in configurations]
+    with _quiet_replacement(), console.bar(len(missing), label) as advance:
+        results = Parallel(n_jobs=workers, return_as="generator_unordered")(
+            delayed(_evaluated)(evaluation, one, os.getpid()) for one in missing
+        )
+        for one in results:
+            _append(path, {"configuration": asdict(one.configuration), "values": dict(one.values)})
+            known[one.configuration] = one
+            advance(1)
     return [known[one] for one in configurations]
+
+
+@contextmanager
+def _quiet_replacement() -> Iterator[None]:
+    """No warning when joblib replaces a worker that has grown by 300 MB, which training does without leaking.
+
+    joblib warns in the thread that hands out the work. Where warnings are errors that ends the thread, and whoever
+    waits for results waits forever.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given", category=UserWarning)
+        yield
 
 
 def read_ledger(path: Path) -> list[Evaluated]:
@@ -84,6 +107,8 @@ def _rows(path: Path) -> Iterator[Any]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise DataError(f"cannot read the evaluated candidates {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} holds no evaluated candidates: a byte that is not UTF-8 ({error.start})") from error
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line break was cut off, or is empty
         try:
             record = json.loads(line)
@@ -116,5 +141,6 @@ def _append(path: Path, record: Mapping[str, Any]) -> None:
             stream.write(json.dumps(record, allow_nan=False) + "\n")
 
 
-def _evaluated(evaluation: Evaluation, configuration: Configuration) -> Evaluated:
+def _evaluated(evaluation: Evaluation, configuration: Configuration, parent: int) -> Evaluated:
+    end_with(parent)
     return Evaluated(configuration, {name: float(value) for name, value in evaluation(configuration).items()})

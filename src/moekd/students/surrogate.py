@@ -50,17 +50,20 @@ def fit_surrogate(space: Space, evaluated: Sequence[Evaluated], measure: str, *,
             grid is left out: 540 choices are many for some ten points.
         seed: of the folds and of boosting.
     Raises:
-        SettingsError: fewer than 10 candidates.
-        DataError: a candidate lacks the measure, or its value is no share from 0 to 1.
+        SettingsError: fewer than 10 different candidates.
+        DataError: a candidate lacks the measure, its value is no share from 0 to 1, or the space has no such candidate.
     Source: methods.md 2.4 and 3.3; encoding as proposed in 2.9.
     """
     from sklearn.model_selection import KFold, cross_val_predict
 
-    if len(evaluated) < MIN_POINTS:
+    different = len({one.configuration for one in evaluated})
+    if different < MIN_POINTS:
         raise SettingsError(
-            f"the surrogate of {measure} has {len(evaluated)} evaluated candidates and needs {MIN_POINTS} at least: "
+            f"the surrogate of {measure} has {different} evaluated candidates and needs {MIN_POINTS} at least: "
             "train them with --config CONFIG --set search.points=20, or give the file of evaluated ones with --points"
         )
+    for one in evaluated:
+        _require_of_the_space(space, one.configuration)
     values = np.array([_value(one, measure) for one in evaluated])
     table = features(space, [one.configuration for one in evaluated])
     folds = KFold(_FOLDS, shuffle=True, random_state=seed)
@@ -110,7 +113,7 @@ def spread(
     Args:
         allowed: whether a candidate is within the limits.
     Raises:
-        SettingsError: among many random candidates hardly one is allowed.
+        SettingsError: among many random candidates hardly one is allowed, or so few are that they repeat.
     Source: AVATAR's adaptive random sampling; methods.md 2.4.
     """
     chosen: list[Configuration] = []
@@ -119,6 +122,11 @@ def spread(
         if chosen:
             distances = features(space, found)[:, None] - features(space, chosen)[None]
             found = [found[int(np.square(distances).sum(axis=2).min(axis=1).argmax())]]
+            if found[0] in chosen:
+                raise SettingsError(
+                    f"of {count} different candidates of the space {space.name} only {len(chosen)} were found within "
+                    "the budget; ask for a larger --budget"
+                )
         chosen += found
     return chosen
 
@@ -134,8 +142,20 @@ def _allowed(
             return found[:count]
     raise SettingsError(
         f"of {_ROUNDS * count} random candidates of the space {space.name} only {len(found)} are within the budget; "
-        "ask for a larger one"
+        "ask for a larger --budget"
     )
+
+
+def _require_of_the_space(space: Space, one: Configuration) -> None:
+    """Sizes may lie outside: a candidate of a larger budget tells something, too."""
+    for name, values in space.axes.items():
+        value = getattr(one, name)
+        if value not in values if name in space.kinds else value <= 0:
+            wanted = f"one of {', '.join(values)}" if name in space.kinds else "above 0"
+            raise DataError(
+                f"an evaluated candidate has {name} {value!r}, and in the space {space.name} it is {wanted}: {one}. "
+                "Give the candidates that were trained for this search"
+            )
 
 
 def _value(one: Evaluated, measure: str) -> float:
