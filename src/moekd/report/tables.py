@@ -195,7 +195,28 @@ def _main_section(table: _Numbers) -> str:
         else f"the value with its {table.confidence()} bootstrap interval over test {table.samples}"
     )
     head = ["system", "student", "accuracy", *MEASURES[table.task].values(), "parameters", "files"]
-    return _section("Systems on the test part", table, head, rows, f"{n:,} {table.samples}. Accuracy is {spread}.")
+    note = f"{n:,} {table.samples}. Accuracy is {spread}.{_constant(table)}"
+    return _section("Systems on the test part", table, head, rows, note)
+
+
+def _constant(table: _Numbers) -> str:
+    """Name the models that give one answer to all: what they are compared with would be measured against nothing."""
+    by_metric = {
+        metric: {(r["system"], r["student"], r["seed"]): r["value"] for r in table.rows if _is_test(r, metric)}
+        for metric in ("recall", "mcc")
+    }
+    found = [
+        " ".join(str(part) for part in (system, student) if part) + (f" (seed {seed})" if seed is not None else "")
+        for (system, student, seed), recall in by_metric["recall"].items()
+        if recall in (0.0, 1.0) and by_metric["mcc"].get((system, student, seed)) == 0.0
+    ]
+    if not found:
+        return ""
+    return f" **One answer to every test function, so nothing was learned: {', '.join(found)}.**"
+
+
+def _is_test(row: Mapping[str, Any], metric: str) -> bool:
+    return bool(row["part"] == "test" and row["metric"] == metric)
 
 
 def _recall_section(table: _Numbers) -> str:
