@@ -200,7 +200,7 @@ def _main_section(table: _Numbers) -> str:
 
 
 def _constant(table: _Numbers) -> str:
-    """Name the models that give one answer to all: what they are compared with would be measured against nothing."""
+    """Name the models that give one answer to all: a comparison of accuracies with them is one with a constant."""
     by_metric = {
         metric: {(r["system"], r["student"], r["seed"]): r["value"] for r in table.rows if _is_test(r, metric)}
         for metric in ("recall", "mcc")
@@ -212,7 +212,7 @@ def _constant(table: _Numbers) -> str:
     ]
     if not found:
         return ""
-    return f" **One answer to every test function, so nothing was learned: {', '.join(found)}.**"
+    return f" **One answer to every test function, so the accuracy is a constant's: {', '.join(found)}.**"
 
 
 def _is_test(row: Mapping[str, Any], metric: str) -> bool:
