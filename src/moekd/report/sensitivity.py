@@ -60,7 +60,16 @@ def _interval(one: Mapping[str, float], shape: str) -> str:
 
 
 def _shared_table(rows: list[Mapping[str, Any]]) -> str:
-    head = ["pair", "student", "attack", "seeds", "functions", "first fooled", "second fooled", "first − second"]
+    head = [
+        "pair",
+        "student",
+        "attack",
+        "seeds",
+        "functions of all seeds",
+        "first fooled",
+        "second fooled",
+        "first − second",
+    ]
     head += ["first's margin", "second's margin"]
     shapes = {"fooled_first": ".3f", "fooled_second": ".3f", "difference": "+.3f"}
     shapes |= {"margin_first": ".2f", "margin_second": ".2f"}
