@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from moekd import console, numerics, stages
+from moekd.attack.measures import logit
 from moekd.attack.runner import read_results
 from moekd.attack.stage import RESULTS, attacked_samples, victim_of
 from moekd.attack.victims import HasSessions, SavedVictim, Victim
@@ -140,17 +141,10 @@ def moves(victim: Victim, sample: Sample, variants: Sequence[str]) -> tuple[floa
     way; a fall is how far towards the other answer, 0 where every rename makes the model surer.
     """
     ask = victim.session(sample.func) if isinstance(victim, HasSessions) else victim
-    log_odds = log_odds_of(np.asarray(ask([sample.func, *variants])))
+    log_odds = np.array([logit(p) for p in ask([sample.func, *variants])])
     away = (log_odds[0] - log_odds[1:]) * (1 if log_odds[0] > 0 else -1)
     margin = abs(log_odds[0])
     return margin, np.abs(away).mean(), max(away.max(), 0.0), float(away.max() > margin)
-
-
-def log_odds_of(p: np.ndarray) -> np.ndarray:
-    """Attacks keep six digits of a probability, so it is held within them."""
-    held: np.ndarray = np.clip(p, 1e-6, 1 - 1e-6)
-    found: np.ndarray = np.log(held / (1 - held))
-    return found
 
 
 def summary(moved: Moved) -> dict[str, Any]:
@@ -203,7 +197,7 @@ def _both_right(
 
 def _counted(one: AttackResult, other: AttackResult) -> np.ndarray:
     """One function of one seed: 1, whether each model is fooled, and the margin of each."""
-    margins = [log_odds_of(np.array(result.p_original)) for result in (one, other)]
+    margins = [logit(result.p_original) for result in (one, other) if result.p_original is not None]
     return np.array([1, one.outcome == "fooled", other.outcome == "fooled", *margins], dtype=np.float64)
 
 

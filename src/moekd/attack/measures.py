@@ -78,7 +78,7 @@ def robustness(
         "queries": mean([one.queries for one in attacked]),
         "queries_fooled": mean([one.queries for one in fooled]),
         "renamed_share": mean([len(one.renames) / one.identifiers for one in fooled]),
-        "margin": mean([_logit(one.p_original) for one in attacked if one.p_original is not None]),
+        "margin": mean([logit(one.p_original) for one in attacked if one.p_original is not None]),
     }
     smallest = [(one.minimal, one.identifiers) for one in fooled if one.minimal is not None]
     if smallest:
@@ -86,8 +86,8 @@ def robustness(
     return found
 
 
-def _logit(p: float) -> float:
-    """Results keep six digits of a probability, so it is held within them."""
+def logit(p: float) -> float:
+    """Log-odds of a probability, in nats. Results keep six digits of it, so it is held within them."""
     held = min(max(p, 1e-6), 1 - 1e-6)
     return math.log(held / (1 - held))
 
